@@ -1,15 +1,15 @@
 # shellcheck shell=bash
 # Private Docker engines and registries for the demo, the tests and the benchmark. To be sourced:
 #
-#   engine_need [engine]        a docker client, dockerd, a registry and htpasswd are there ("engine": the first two)
+#   engine_need [engine]        a docker client, dockerd, a registry and htpasswd are there ("engine": no registry)
 #   engine_up DIR               a private engine under DIR; exports DOCKER_HOST and DOCKER_CONFIG
 #   engine_or_private DIR       the engine that answers already, else a private one under DIR
 #   registry_up DIR             two registries under DIR: one wants a login, one is open; exports the REGISTRY_* below
 #   engine_down DIR             ends what runs under DIR and removes DIR
 #   engine_at_exit COMMAND...   runs COMMAND when the script ends, however it ends; the last added runs first
 #
-# Nothing outside DIR is touched: sockets, images, containerd, client settings and logs are all below it. The bridge
-# docker0 is made only where no other engine runs and goes again with its engine; no firewall rule is made for it.
+# Nothing outside DIR is touched: sockets, images, containerd, client settings and logs are all below it. Each engine
+# has a network bridge of its own, which goes with it; no firewall rule and no kernel setting is changed.
 # Whatever was brought up is taken down when the script ends, be it by an error or by Ctrl-C.
 
 readonly ENGINE_WAIT_SECONDS=60 # how long an engine or a registry may take to answer
@@ -50,7 +50,7 @@ engine_find() { # COMMAND: its path, also where root's directories are not on th
 }
 
 engine_need() {
-	local tools=(docker dockerd) tool missing=() packages=()
+	local tools=(docker dockerd ip) tool missing=() packages=()
 	[ "${1:-}" = engine ] || tools+=(docker-registry htpasswd)
 	for tool in "${tools[@]}"; do
 		engine_find "$tool" >/dev/null || missing+=("$tool")
@@ -62,6 +62,7 @@ engine_need() {
 	for tool in "${missing[@]}"; do
 		case $tool in
 		docker | dockerd) packages+=(docker.io) ;;
+		ip) packages+=(iproute2) ;;
 		htpasswd) packages+=(apache2-utils) ;;
 		*) packages+=("$tool") ;;
 		esac
@@ -143,39 +144,49 @@ engine_kill_leftovers() { # DIR
 # ---- engines --------------------------------------------------------------------------------------------------
 
 engine_up() {
-	local dir=$1 pid reason
+	engine_at_exit engine_down "$1"
+	engine_start "$1" || return
+	unset DOCKER_CONTEXT DOCKER_TLS_VERIFY DOCKER_CERT_PATH DOCKER_API_VERSION
+	export DOCKER_HOST=unix://$1/docker.sock DOCKER_CONFIG=$1/client
+}
+
+# The same without clearing up at exit: whoever calls it answers for engine_down. Starts a stopped engine again, too.
+engine_start() { # DIR
+	local dir=$1 bridge reason
 	[ ${#dir} -le 60 ] || engine_fail "too long for a socket's directory: $dir" || return
 	mkdir -p "$dir/client"
 	: >"$dir/.engine"
-	engine_at_exit engine_down "$dir"
+	engine_gone "$dir/dockerd.pid" || engine_fail "an engine runs already in $dir" || return
+	# What a killed engine left: its containerd died with it, but where pid 1 reaps nobody both still look alive.
+	rm -f "$dir/docker.sock" "$dir/docker.pid" "$dir/dockerd.pid"
+	engine_alive "$dir/exec/containerd/containerd.pid" || rm -f "$dir/exec/containerd/containerd.pid"
+	[ -e /sys/class/net/docker_gwbridge ] || : >"$dir/.may-make-docker_gwbridge"
 
-	# Another engine owns docker0 and its rules: a second one must do without.
-	if pgrep -x dockerd >/dev/null || ! engine_try "$dir" --iptables=false --ip-forward=false --ip-masq=false; then
-		engine_try "$dir" --bridge=none --iptables=false || {
-			pid=$(cat "$dir/docker.pid" 2>/dev/null || echo -)
-			reason=$(grep -E 'level=fatal|failed to start|level=error' "$dir/dockerd.log" | tail -n 1 || true)
-			engine_fail "no Docker engine could be started (pid $pid): ${reason:-$(tail -n 1 "$dir/dockerd.log")}"
-			return 1
-		}
+	bridge=$(engine_bridge "$dir")
+	if [ "$bridge" = none ] && [ -e /sys/class/net/docker0 ]; then
+		# An engine told to have no bridge removes docker0, whosever it is.
+		engine_fail "cannot make a network bridge, and without one the new engine would remove another's docker0"
+		return
 	fi
-	unset DOCKER_CONTEXT DOCKER_TLS_VERIFY DOCKER_CERT_PATH DOCKER_API_VERSION
-	export DOCKER_HOST=unix://$dir/docker.sock DOCKER_CONFIG=$dir/client
-}
-
-engine_try() { # DIR FLAGS...
-	local dir=$1 link
-	shift
-	# Only bridges that this engine will have made are removed with it (docker_gwbridge is Swarm's).
-	for link in docker0 docker_gwbridge; do
-		[ -e "/sys/class/net/$link" ] || : >"$dir/.made-$link"
-	done
 	engine_spawn "$dir/dockerd.pid" "$dir/dockerd.log" "$(engine_find dockerd)" -H "unix://$dir/docker.sock" \
-		--data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" "$@" || return
+		--data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" \
+		--bridge="$bridge" --iptables=false --ip-forward=false --ip-masq=false
 	engine_until $ENGINE_WAIT_SECONDS engine_answers_or_ended "$dir" || true
 	engine_answers "$dir" || {
 		engine_stop_process "$dir/dockerd.pid"
-		return 1
+		reason=$(grep -E 'level=(fatal|error)|failed to start' "$dir/dockerd.log" | tail -n 1 || true)
+		engine_fail "no Docker engine could be started: ${reason:-$(tail -n 1 "$dir/dockerd.log")}"
 	}
+}
+
+# Prints the name of a bridge of this engine's own, so that it cannot meet another's; "none" where none can be made.
+engine_bridge() { # DIR
+	local name ip
+	name=$(cat "$1/bridge" 2>/dev/null || echo "xtm$(od -An -N4 -tx4 /dev/urandom | tr -d ' \n')")
+	if [ ! -e "/sys/class/net/$name" ]; then
+		ip=$(engine_find ip) && "$ip" link add "$name" type bridge 2>/dev/null && echo "$name" >"$1/bridge" || name=none
+	fi
+	echo "$name"
 }
 
 engine_answers() { # DIR
@@ -212,17 +223,18 @@ engine_down() {
 	rm -rf --one-file-system "$dir"
 }
 
-engine_remove_bridges() { # DIR: docker0 and docker_gwbridge if it made them, and those of its own networks
-	local ip link other=''
+engine_remove_bridges() { # DIR: its own, those of its networks, and Swarm's if no other engine may use that
+	local ip link
 	ip=$(engine_find ip) || return 0
-	if pgrep -x dockerd >/dev/null; then other=yes; fi
-	for link in docker0 docker_gwbridge; do
-		if [ -e "$1/.made-$link" ] && [ -z "$other" ]; then "$ip" link delete "$link" 2>/dev/null || true; fi
-	done
+	link=$(cat "$1/bridge" 2>/dev/null || true)
+	if [ -n "$link" ]; then "$ip" link delete "$link" 2>/dev/null || true; fi
 	for link in /sys/class/net/br-*; do
 		link=${link##*/}
 		if grep -aqsF "\"$link\"" "$1/data/network/files/local-kv.db"; then "$ip" link delete "$link" || true; fi
 	done
+	if [ -e "$1/.may-make-docker_gwbridge" ] && ! pgrep -x dockerd >/dev/null; then
+		"$ip" link delete docker_gwbridge 2>/dev/null || true
+	fi
 }
 
 engine_empty() { # DIR: containers and networks go while the engine that made them still runs
