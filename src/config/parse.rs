@@ -1,0 +1,162 @@
+//! Texts into values. Each fault becomes a problem and the parsing goes on, so that all of them come at once.
+
+use std::fs;
+use std::ops::RangeInclusive;
+
+use serde_json::Value;
+use ureq::http::Uri;
+
+use super::{Notice, Problem};
+use crate::secret::Secret;
+
+/// Collects what is wrong on the way.
+pub(super) struct Funnel {
+    pub(super) problems: Vec<Problem>,
+    pub(super) notices: Vec<Notice>,
+}
+
+impl Funnel {
+    pub(super) fn problem(&mut self, variable: &str, what: String, cure: &str) {
+        self.problems.push(Problem::new(variable, what, cure));
+    }
+
+    /// `true`, `1`, `yes`, `on` and their opposites; not set is `false`.
+    pub(super) fn flag(&mut self, variable: &str, text: Option<&str>) -> bool {
+        match text.map(|text| text.trim().to_ascii_lowercase()).as_deref() {
+            None | Some("false" | "0" | "no" | "off") => false,
+            Some("true" | "1" | "yes" | "on") => true,
+            Some(other) => {
+                self.problem(variable, format!("{other:?} is neither true nor false"), "use true or false");
+                false
+            }
+        }
+    }
+
+    /// A whole number within `range`; a fault gives the lower end.
+    pub(super) fn number(&mut self, variable: &str, text: Option<&str>, range: RangeInclusive<u64>) -> u64 {
+        let text = text.unwrap_or_default().trim();
+        match text.parse() {
+            Ok(number) if range.contains(&number) => number,
+            _ => {
+                let cure = format!("use a whole number from {} to {}", range.start(), range.end());
+                self.problem(variable, format!("{text:?} is out of range"), &cure);
+                *range.start()
+            }
+        }
+    }
+
+    /// Bytes: a number, or with a `k`, `m`, `g` (1024 each) and an optional `b` or `ib`, as the docker client takes them.
+    pub(super) fn bytes(&mut self, variable: &str, text: Option<&str>) -> Option<i64> {
+        let text = text?.trim().to_ascii_lowercase();
+        let digits = text.trim_end_matches("ib").trim_end_matches('b');
+        let (digits, unit) = match digits.char_indices().last() {
+            Some((at, 'k')) => (digits.get(..at), 1024),
+            Some((at, 'm')) => (digits.get(..at), 1024 * 1024),
+            Some((at, 'g')) => (digits.get(..at), 1024 * 1024 * 1024),
+            _ => (Some(digits), 1_i64),
+        };
+        let bytes = digits.and_then(|digits| digits.trim().parse::<i64>().ok()).and_then(|n| n.checked_mul(unit));
+        if bytes.is_none_or(|bytes| bytes <= 0) {
+            self.problem(variable, format!("{text:?} is no size"), "use bytes, or a number with k, m or g, such as 512m");
+        }
+        bytes
+    }
+
+    /// A list: JSON, or comma-separated.
+    pub(super) fn list(&mut self, variable: &str, text: Option<&str>) -> Option<Vec<String>> {
+        let text = text?.trim();
+        if !text.starts_with('[') {
+            return Some(text.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect());
+        }
+        match serde_json::from_str::<Vec<Value>>(text) {
+            Ok(items) => Some(items.into_iter().map(plain_text).collect()),
+            Err(error) => {
+                self.problem(variable, format!("it is not a JSON list: {error}"), "use a,b or [\"a\",\"b\"]");
+                None
+            }
+        }
+    }
+
+    /// A map: JSON object, or `name=value` comma-separated.
+    pub(super) fn map(&mut self, variable: &str, text: Option<&str>) -> Option<Vec<(String, String)>> {
+        let text = text?.trim();
+        let pairs = if text.starts_with('{') {
+            serde_json::from_str::<serde_json::Map<String, Value>>(text)
+                .ok()
+                .map(|map| map.into_iter().map(|(name, value)| (name, plain_text(value))).collect())
+        } else {
+            let pair = |item: &str| {
+                item.trim().split_once('=').map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
+            };
+            text.split(',').filter(|item| !item.trim().is_empty()).map(pair).collect()
+        };
+        if pairs.is_none() {
+            self.problem(variable, "it is no map".to_owned(), "use a=1,b=2 or {\"a\":\"1\"}");
+        }
+        pairs
+    }
+
+    /// An `http` or `https` URL without user, query or fragment; trailing slashes are cut.
+    pub(super) fn url(&mut self, variable: &str, text: Option<&str>) -> Option<String> {
+        let cure = "use http://HOST or https://HOST, with a port and base path if there is one";
+        let Some(text) = text.map(|text| text.trim().trim_end_matches('/')) else {
+            self.problem(variable, "it is not set".to_owned(), cure);
+            return None;
+        };
+        let good = text.parse::<Uri>().is_ok_and(|uri| {
+            let scheme = matches!(uri.scheme_str(), Some("http" | "https"));
+            let authority = uri.authority().map_or("", |authority| authority.as_str());
+            scheme && !authority.is_empty() && !authority.contains('@') && uri.query().is_none() && !text.contains('#')
+        });
+        if !good {
+            // The text is not shown: it may hold a password.
+            self.problem(variable, "it is no URL that can be used here".to_owned(), cure);
+            return None;
+        }
+        Some(text.to_owned())
+    }
+
+    /// A proxy's URL must be one that the HTTP client takes.
+    pub(super) fn proxy(&mut self, variable: &str, url: &Secret) {
+        if ureq::Proxy::new(url.expose()).is_err() {
+            self.problem(variable, "it is no URL of a proxy".to_owned(), "use http://HOST:PORT");
+        }
+    }
+
+    /// PEM texts, or paths of files that hold them.
+    pub(super) fn certificates(&mut self, variable: &str, text: Option<&str>) -> Vec<String> {
+        let Some(text) = text.map(str::trim) else { return vec![] };
+        // Base64 holds no comma, so that one PEM text is one item either way.
+        let items = self.list(variable, Some(text)).unwrap_or_default();
+        let mut certificates = Vec::new();
+        for item in items {
+            let pem = if item.contains("-----BEGIN") {
+                item.replace("\\n", "\n")
+            } else {
+                match fs::read_to_string(&item) {
+                    Ok(pem) => pem,
+                    Err(error) => {
+                        self.problem(variable, format!("cannot read {item}: {error}"), "name a readable PEM file");
+                        continue;
+                    }
+                }
+            };
+            let readable = ureq::tls::parse_pem(pem.as_bytes())
+                .filter_map(Result::ok)
+                .any(|item| matches!(item, ureq::tls::PemItem::Certificate(_)));
+            if readable {
+                certificates.push(pem);
+            } else {
+                self.problem(variable, "it holds no PEM certificate".to_owned(), "use -----BEGIN CERTIFICATE-----");
+            }
+        }
+        certificates
+    }
+}
+
+fn plain_text(value: Value) -> String {
+    match value {
+        Value::String(text) => text,
+        other => other.to_string(),
+    }
+}

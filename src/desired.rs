@@ -1,0 +1,281 @@
+//! From what a platform sent to the connectors that should run: checks each one, rejects the malformed alone. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::model::{ConfigHash, Connector, ConnectorId, CurrentStatus, Requested, Variable, VariableValue, WorkloadName};
+use crate::secret::Secret;
+
+/// A platform's answer, whatever its protocol, before anything is checked.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// What could be read.
+    pub connectors: Vec<WireConnector>,
+    /// Entries that do not have the shape of a connector: their id, when at least that is there, and why.
+    pub unreadable: Vec<(Option<String>, String)>,
+}
+
+/// One connector as the platform sent it.
+#[derive(Debug)]
+pub struct WireConnector {
+    /// The platform's id.
+    pub id: String,
+    /// Display name; OpenCTI stores an edited name raw (contracts 1.2).
+    pub name: String,
+    /// `image:version`; empty when the catalogue does not know it.
+    pub image: String,
+    /// Hash of image and configuration.
+    pub hash: String,
+    /// `starting`, `stopping`, `stopped`.
+    pub requested: String,
+    /// `started`, `stopped` or nothing.
+    pub current: Option<String>,
+    /// In the platform's order.
+    pub configuration: Vec<WireVariable>,
+}
+
+/// One configuration entry as the platform sent it.
+#[derive(Debug)]
+pub struct WireVariable {
+    /// Name of the environment variable.
+    pub key: String,
+    /// Clear text or envelope.
+    pub value: Option<Secret>,
+    /// Whether `value` is an envelope.
+    pub encrypted: bool,
+}
+
+/// Why a connector cannot be planned or deployed. What runs of it keeps running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Rejection {
+    /// The list entry does not have the shape of a connector.
+    #[error("the platform's entry for it cannot be read: {why}")]
+    Unreadable {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The same id twice with different content.
+    #[error("the platform lists this id twice with different content")]
+    ListedTwice,
+    /// A requested status that is none of the three known ones.
+    #[error("the requested status {status:?} is unknown; starting, stopping and stopped are understood")]
+    UnknownStatus {
+        /// As sent.
+        status: String,
+    },
+    /// No hash, or one that cannot be stored in a label.
+    #[error("its configuration hash cannot be used: {why}")]
+    InvalidHash {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The platform sent no image (contracts 1.2: a catalogue entry that is missing or has no snapshot).
+    #[error("the platform sent no image for it: see whether its catalogue entry still exists")]
+    EmptyImage,
+    /// Not an image reference.
+    #[error("the image {image:?} is not an image reference")]
+    InvalidImage {
+        /// As sent.
+        image: String,
+    },
+    /// Not the name of an environment variable.
+    #[error("{name:?} cannot be the name of an environment variable")]
+    InvalidVariable {
+        /// As sent.
+        name: String,
+    },
+    /// A NUL byte, which no process environment can hold.
+    #[error("the value of {name} holds a NUL byte")]
+    InvalidValue {
+        /// The variable.
+        name: String,
+    },
+    /// An encrypted value that is null or empty, in the envelope or once opened.
+    #[error("the secret {name} is empty: type it again on the platform")]
+    EmptySecret {
+        /// The variable.
+        name: String,
+    },
+    /// An envelope that cannot be opened.
+    #[error("the secret {name} cannot be decrypted: {why}")]
+    Undecryptable {
+        /// The variable.
+        name: String,
+        /// Which part failed, and the cure.
+        why: String,
+    },
+    /// Its workload name belongs to somebody else's workload.
+    #[error("the name {name} is taken by {owner}: rename that one or the connector")]
+    NameTaken {
+        /// The workload name.
+        name: String,
+        /// Whose it is, in words.
+        owner: String,
+    },
+    /// Its workload name is that of another connector.
+    #[error("connector {other} has the same workload name {name}: rename one of them on the platform")]
+    NameCollision {
+        /// The workload name.
+        name: String,
+        /// The connector that keeps it.
+        other: ConnectorId,
+    },
+}
+
+/// A listed connector that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// Its id: it is listed, so its workload is not removed.
+    pub id: ConnectorId,
+    /// Its display name, or the id where that is not known.
+    pub title: String,
+    /// Why.
+    pub reason: Rejection,
+    /// What the platform shows of it now, where that could be read.
+    pub shown: Option<CurrentStatus>,
+}
+
+/// What should be: every listed connector is here once, usable or rejected.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Usable, by id.
+    pub connectors: BTreeMap<ConnectorId, Connector>,
+    /// Not usable, by id.
+    pub rejected: BTreeMap<ConnectorId, Rejected>,
+    /// Entries without even an id. While there is one, nothing may be removed: it could be any connector.
+    pub unidentified: Vec<String>,
+}
+
+impl Desired {
+    /// How many entries the platform listed.
+    #[must_use]
+    pub fn listed(&self) -> usize {
+        self.connectors.len() + self.rejected.len() + self.unidentified.len()
+    }
+
+    /// Whether the platform lists this id.
+    #[must_use]
+    pub fn lists(&self, id: &ConnectorId) -> bool {
+        self.connectors.contains_key(id) || self.rejected.contains_key(id)
+    }
+}
+
+/// Checks a listing. Its order has no influence.
+#[must_use]
+pub fn read(listing: Listing) -> Desired {
+    let mut desired = Desired::default();
+    for (id, why) in listing.unreadable {
+        match id.as_deref().map(ConnectorId::new) {
+            Some(Ok(id)) => desired.reject(&id, id.to_string(), None, Rejection::Unreadable { why }),
+            Some(Err(invalid)) => desired.unidentified.push(format!("an entry's id cannot be used: {invalid}")),
+            None => desired.unidentified.push(why),
+        }
+    }
+    for wire in listing.connectors {
+        match ConnectorId::new(&wire.id) {
+            Ok(id) => desired.add(id, wire),
+            Err(invalid) => {
+                desired.unidentified.push(format!("the id of connector {:?} cannot be used: {invalid}", wire.name));
+            }
+        }
+    }
+    desired.unidentified.sort();
+    desired
+}
+
+impl Desired {
+    fn add(&mut self, id: ConnectorId, wire: WireConnector) {
+        let title = wire.name.clone();
+        let shown = shown(wire.current.as_deref());
+        match check(&id, wire) {
+            Ok(connector) => match self.connectors.get(&id) {
+                Some(same) if *same == connector => {}
+                Some(_) => self.reject(&id, title, shown, Rejection::ListedTwice),
+                None if self.rejected.contains_key(&id) => self.reject(&id, title, shown, Rejection::ListedTwice),
+                None => {
+                    self.connectors.insert(id, connector);
+                }
+            },
+            Err(reason) => self.reject(&id, title, shown, reason),
+        }
+    }
+
+    fn reject(&mut self, id: &ConnectorId, title: String, shown: Option<CurrentStatus>, reason: Rejection) {
+        let twice = self.connectors.remove(id).is_some()
+            || self.rejected.get(id).is_some_and(|before| before.reason != reason || before.title != title);
+        let reason = if twice { Rejection::ListedTwice } else { reason };
+        let title = match self.rejected.remove(id) {
+            Some(before) => before.title.min(title),
+            None => title,
+        };
+        let shown = if twice { None } else { shown };
+        self.rejected.insert(id.clone(), Rejected { id: id.clone(), title, reason, shown });
+    }
+}
+
+fn shown(current: Option<&str>) -> Option<CurrentStatus> {
+    match current {
+        Some("started") => Some(CurrentStatus::Started),
+        Some("stopped") => Some(CurrentStatus::Stopped),
+        _ => None,
+    }
+}
+
+fn check(id: &ConnectorId, wire: WireConnector) -> Result<Connector, Rejection> {
+    let requested = match wire.requested.as_str() {
+        "starting" => Requested::Run,
+        "stopping" | "stopped" => Requested::Stop,
+        _ => return Err(Rejection::UnknownStatus { status: wire.requested }),
+    };
+    let hash =
+        ConfigHash::new(&wire.hash).map_err(|invalid| Rejection::InvalidHash { why: invalid.to_string() })?;
+    let image = check_image(&wire.image)?;
+    let variables = wire.configuration.into_iter().filter_map(|entry| variable(entry).transpose());
+    Ok(Connector {
+        name: WorkloadName::of(&wire.name, id),
+        id: id.clone(),
+        title: wire.name,
+        image,
+        hash,
+        requested,
+        shown: shown(wire.current.as_deref()),
+        variables: variables.collect::<Result<_, _>>()?,
+    })
+}
+
+fn check_image(image: &str) -> Result<String, Rejection> {
+    let image = image.trim();
+    if image.is_empty() {
+        return Err(Rejection::EmptyImage);
+    }
+    if image.chars().any(|c| c.is_whitespace() || c.is_control()) || image.starts_with(['/', ':', '@']) {
+        return Err(Rejection::InvalidImage { image: image.to_owned() });
+    }
+    Ok(image.to_owned())
+}
+
+/// A clear value that is null is left out: the connector then uses its own default.
+fn variable(wire: WireVariable) -> Result<Option<Variable>, Rejection> {
+    let name = wire.key;
+    if !is_variable_name(&name) {
+        return Err(Rejection::InvalidVariable { name });
+    }
+    let value = match (wire.encrypted, wire.value) {
+        (true, None) => return Err(Rejection::EmptySecret { name }),
+        (true, Some(envelope)) if envelope.expose().trim().is_empty() => return Err(Rejection::EmptySecret { name }),
+        (true, Some(envelope)) => VariableValue::Encrypted(envelope.expose().trim().to_owned()),
+        (false, None) => return Ok(None),
+        (false, Some(clear)) if clear.expose().contains('\0') => return Err(Rejection::InvalidValue { name }),
+        (false, Some(clear)) => VariableValue::Clear(clear),
+    };
+    Ok(Some(Variable { name, value }))
+}
+
+/// What both Docker and Kubernetes take: letters, digits, `_`, `-`, `.`, not starting with a digit.
+fn is_variable_name(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
+}

@@ -1,0 +1,280 @@
+//! What to do: `plan(desired, observed, memory, policy, now) -> Plan`. Pure, and the same for every order of its input.
+
+mod decide;
+mod keeper;
+mod names;
+mod prune;
+pub mod restart_window;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::desired::{Desired, Rejection};
+use crate::model::{ConfigHash, ConnectorId, Handle, Memory, Observed, PlatformKind, Workload};
+use restart_window::{Assessment, LoopRule};
+
+pub use prune::PruneRefusal;
+
+/// What the operator configured that decides between steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Whose connectors these are.
+    pub platform: PlatformKind,
+    /// When restarts make a reboot loop.
+    pub loop_rule: LoopRule,
+    /// What a reboot loop leads to.
+    pub loop_action: LoopAction,
+    /// The prune guard's limits.
+    pub prune: PrunePolicy,
+}
+
+/// What to do with a workload in a reboot loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoopAction {
+    /// Say so on the platform and in the report.
+    Report,
+    /// Also stop and hold it until its hash changes or it is stopped and started again.
+    Stop,
+}
+
+/// When removals are refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrunePolicy {
+    /// The operator allowed this pass to remove whatever is not listed.
+    pub allow: bool,
+    /// Largest share of three or more owned connectors that one pass may remove, in percent.
+    pub max_percent: u8,
+}
+
+/// Everything that one pass will do, and why it does nothing where it does nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Removals first, then by connector id; several of one connector stand in the order in which they are done.
+    pub entries: Vec<Entry>,
+    /// Set when the prune guard refused removals.
+    pub refusal: Option<PruneRefusal>,
+    /// The judgement on each workload that is up.
+    pub assessments: BTreeMap<ConnectorId, Assessment>,
+    /// What to remember once the plan is done.
+    pub memory: Memory,
+}
+
+/// One decision about one connector.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// Whose.
+    pub connector: ConnectorId,
+    /// Its display name, or the workload's name when it is not listed any more.
+    pub title: String,
+    /// What was decided.
+    #[serde(flatten)]
+    pub decision: Decision,
+}
+
+/// A step, or the reason for none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decision {
+    /// Something to do.
+    Step(Step),
+    /// Nothing to do.
+    Skip(Skip),
+    /// Something is wrong with this connector.
+    Reject(Rejection),
+}
+
+/// One change to the orchestrator. Names are complete: carrying a step out decides nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Step {
+    /// Create and start a workload.
+    Deploy {
+        /// The name it gets once complete.
+        name: String,
+    },
+    /// Replace a workload by one with the wanted image and configuration.
+    Refresh {
+        /// The one to replace.
+        old: Handle,
+        /// Its name.
+        old_name: String,
+        /// Whether it is up and must be stopped first, and started again should the new one not start.
+        old_up: bool,
+        /// The name that the new one gets once complete.
+        name: String,
+        /// Whether the new one is started.
+        start: bool,
+        /// Why.
+        reason: RefreshReason,
+    },
+    /// Give a workload its right name; it goes on running.
+    Rename {
+        /// Which.
+        handle: Handle,
+        /// Its name now.
+        from: String,
+        /// Its name then.
+        to: String,
+    },
+    /// Start a workload that exists.
+    Start {
+        /// Which.
+        handle: Handle,
+        /// Why.
+        reason: StartReason,
+    },
+    /// Stop a workload and keep it.
+    Stop {
+        /// Which.
+        handle: Handle,
+    },
+    /// Take a workload away.
+    Remove {
+        /// Which.
+        handle: Handle,
+        /// Its name.
+        name: String,
+        /// Why.
+        reason: RemoveReason,
+    },
+    /// Stop a workload in a reboot loop, and keep it stopped.
+    Hold {
+        /// Which.
+        handle: Handle,
+        /// Restarts over its life.
+        restarts: u64,
+    },
+}
+
+/// Why a workload is replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum RefreshReason {
+    /// The platform's hash is another one.
+    HashChanged {
+        /// The workload's, where it has one that can be read.
+        from: Option<ConfigHash>,
+        /// The platform's.
+        to: ConfigHash,
+    },
+    /// The engine cannot run it any more.
+    Broken,
+}
+
+/// Why a workload is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StartReason {
+    /// The platform wants it to run.
+    Requested,
+    /// It ran, and ended by itself.
+    Ended,
+    /// It is paused.
+    Paused,
+}
+
+/// Why a workload goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RemoveReason {
+    /// Its connector is not in the platform's list any more.
+    NotListed,
+    /// Another workload of the same connector stays.
+    Duplicate,
+    /// An earlier pass was cut off before it was complete.
+    Incomplete,
+}
+
+/// Why nothing is done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Skip {
+    /// It runs as wanted.
+    Running,
+    /// It exists and is stopped, as wanted.
+    Stopped,
+    /// It is not wanted and does not exist: it is deployed when first started.
+    NotStarted,
+    /// It was stopped for a reboot loop and stays so with this configuration.
+    Held,
+    /// It runs under a temporary name, because another workload still has its own.
+    NameBusy {
+        /// The name it waits for.
+        name: String,
+    },
+    /// The prune guard keeps it.
+    PruneRefused,
+    /// Made by an older daemon and not in the list: it could be the other platform's.
+    UnknownPlatform,
+}
+
+/// Makes the plan. See the module.
+#[must_use]
+pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Policy, now: Timestamp) -> Plan {
+    let groups = keeper::group(observed);
+    let kept = keeper::choose(desired, &groups);
+    let refusal = prune::judge(desired, &groups, policy.prune);
+    let removals = keeper::removals(desired, &groups, &kept, refusal.is_some());
+    let names = names::Names::new(desired, observed, &kept, &removals);
+
+    let mut decided = decide::Decided::new(memory, policy, now);
+    for (id, connector) in &desired.connectors {
+        decided.connector(connector, kept.get(id).copied(), &names);
+    }
+    for rejected in desired.rejected.values() {
+        decided.rejected(rejected, kept.get(&rejected.id).copied());
+    }
+    for (id, workloads) in groups.iter().filter(|(id, _)| !desired.lists(id)) {
+        decided.unlisted(id, workloads, refusal.is_some());
+    }
+    let (mut rest, assessments, memory) = decided.finish();
+    rest.sort_by(|a, b| a.connector.cmp(&b.connector));
+    let mut entries = removals;
+    entries.append(&mut rest);
+    Plan { entries, refusal, assessments, memory }
+}
+
+impl Plan {
+    /// The steps, in order.
+    pub fn steps(&self) -> impl Iterator<Item = (&Entry, &Step)> {
+        self.entries.iter().filter_map(|entry| match &entry.decision {
+            Decision::Step(step) => Some((entry, step)),
+            Decision::Skip(_) | Decision::Reject(_) => None,
+        })
+    }
+
+    /// Whether carrying it out would change anything.
+    #[must_use]
+    pub fn has_steps(&self) -> bool {
+        self.steps().next().is_some()
+    }
+}
+
+impl Step {
+    /// The step's word, as design.md lists them.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Deploy { .. } => "deploy",
+            Self::Refresh { .. } => "refresh",
+            Self::Rename { .. } => "rename",
+            Self::Start { .. } => "start",
+            Self::Stop { .. } => "stop",
+            Self::Remove { .. } => "remove",
+            Self::Hold { .. } => "hold",
+        }
+    }
+
+    /// Whether a container has to be made for it, and so its values have to be decrypted.
+    #[must_use]
+    pub fn makes_workload(&self) -> bool {
+        matches!(self, Self::Deploy { .. } | Self::Refresh { .. })
+    }
+}
+
+/// Workloads by connector, in an order of their own.
+type Groups<'a> = BTreeMap<&'a ConnectorId, Vec<&'a Workload>>;
+/// The one workload of each connector that stays.
+type Kept<'a> = BTreeMap<&'a ConnectorId, &'a Workload>;

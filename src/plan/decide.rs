@@ -1,0 +1,198 @@
+//! The decision on each connector, one at a time.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::desired::Rejected;
+use crate::model::{Connector, ConnectorId, ConnectorMemory, CurrentStatus, Memory, Phase, Requested, Workload};
+use crate::plan::names::Names;
+use crate::plan::restart_window::{self, Assessment, Reading};
+use crate::plan::{Decision, Entry, LoopAction, Policy, RefreshReason, Skip, StartReason, Step};
+
+/// Decisions so far, and what they leave to remember.
+pub(super) struct Decided<'a> {
+    policy: &'a Policy,
+    now: Timestamp,
+    before: &'a Memory,
+    entries: Vec<Entry>,
+    assessments: BTreeMap<ConnectorId, Assessment>,
+    connectors: BTreeMap<ConnectorId, ConnectorMemory>,
+}
+
+impl<'a> Decided<'a> {
+    pub(super) fn new(before: &'a Memory, policy: &'a Policy, now: Timestamp) -> Self {
+        Self { policy, now, before, entries: vec![], assessments: BTreeMap::new(), connectors: BTreeMap::new() }
+    }
+
+    /// A listed connector without fault.
+    pub(super) fn connector(&mut self, connector: &Connector, workload: Option<&Workload>, names: &Names<'_>) {
+        if let Some(reason) = names.rejection(connector) {
+            let (id, title) = (connector.id.clone(), connector.title.clone());
+            return self.rejected(&Rejected { id, title, reason, shown: connector.shown }, workload);
+        }
+        let landing = names.landing(connector);
+        let Some(workload) = workload else {
+            self.push(&connector.id, &connector.title, absent(connector, landing));
+            return;
+        };
+        let held = self.held(connector) && !workload.phase.is_up();
+        let ended = has_ended(connector, workload) && !held;
+        let assessment = self.remember(&connector.id, Some(workload), u64::from(ended));
+        if let Some(reason) = refresh_reason(connector, workload) {
+            let refresh = refresh(connector, workload, landing, reason);
+            return self.push(&connector.id, &connector.title, Decision::Step(refresh));
+        }
+        if workload.name != landing {
+            let rename =
+                Step::Rename { handle: workload.handle.clone(), from: workload.name.clone(), to: landing.clone() };
+            self.push(&connector.id, &connector.title, Decision::Step(rename));
+        }
+        let hold = assessment.filter(|a| a.looping && self.policy.loop_action == LoopAction::Stop);
+        let decision = match connector.requested {
+            Requested::Run if held => Decision::Skip(Skip::Held),
+            Requested::Run => self.keep_running(connector, workload, hold, &landing),
+            Requested::Stop => stop(workload),
+        };
+        if held {
+            self.connectors.entry(connector.id.clone()).or_default().held = Some(connector.hash.clone());
+        }
+        self.push(&connector.id, &connector.title, decision);
+    }
+
+    /// A listed connector with a fault: what runs of it keeps running.
+    pub(super) fn rejected(&mut self, rejected: &Rejected, workload: Option<&Workload>) {
+        self.remember(&rejected.id, workload, 0);
+        if let Some(held) = self.before.connectors.get(&rejected.id).and_then(|memory| memory.held.clone()) {
+            self.connectors.entry(rejected.id.clone()).or_default().held = Some(held);
+        }
+        self.push(&rejected.id, &rejected.title, Decision::Reject(rejected.reason.clone()));
+    }
+
+    /// A connector that is not listed any more; its removals are entries already.
+    pub(super) fn unlisted(&mut self, id: &ConnectorId, workloads: &[&Workload], refused: bool) {
+        let mut stays = false;
+        for workload in workloads {
+            let skip = match workload.platform {
+                None => Skip::UnknownPlatform,
+                Some(_) if refused => Skip::PruneRefused,
+                Some(_) => continue,
+            };
+            stays = true;
+            self.push(id, &workload.name, Decision::Skip(skip));
+        }
+        if let (true, Some(memory)) = (stays, self.before.connectors.get(id)) {
+            self.connectors.insert(id.clone(), memory.clone());
+        }
+    }
+
+    /// The decisions, the judgements and the next memory.
+    pub(super) fn finish(self) -> (Vec<Entry>, BTreeMap<ConnectorId, Assessment>, Memory) {
+        let connectors = self.connectors.into_iter().filter(|(_, memory)| !memory.is_empty()).collect();
+        let memory =
+            Memory { registration: self.before.registration.clone(), connectors, adopted: self.before.adopted.clone() };
+        (self.entries, self.assessments, memory)
+    }
+
+    fn push(&mut self, id: &ConnectorId, title: &str, decision: Decision) {
+        self.entries.push(Entry { connector: id.clone(), title: title.to_owned(), decision });
+    }
+
+    fn held(&self, connector: &Connector) -> bool {
+        let held = self.before.connectors.get(&connector.id).and_then(|memory| memory.held.as_ref());
+        connector.requested == Requested::Run && held == Some(&connector.hash)
+    }
+
+    /// Brings the restart history up to date; `extra` are restarts that this plan makes itself.
+    fn remember(&mut self, id: &ConnectorId, workload: Option<&Workload>, extra: u64) -> Option<Assessment> {
+        let known = self.before.connectors.get(id).and_then(|memory| memory.window.as_ref());
+        let reading = workload.and_then(|workload| {
+            let counter = match (&workload.vitals, extra) {
+                (Some(vitals), _) => vitals.restarts,
+                (None, 0) => return None,
+                // The engine's counter of a workload that is down has nothing new to tell.
+                (None, _) => known.filter(|w| w.generation == workload.handle.0).map_or(0, |w| w.counter),
+            };
+            Some(Reading { counter, generation: &workload.handle.0, created: workload.created })
+        });
+        let (window, assessment) = match reading {
+            Some(reading) => {
+                let (window, assessment) =
+                    restart_window::observe(known, reading, extra, self.policy.loop_rule, self.now);
+                (window, Some(assessment))
+            }
+            None => (known.cloned(), None),
+        };
+        if window.is_some() {
+            self.connectors.entry(id.clone()).or_default().window = window;
+        }
+        if let Some(assessment) = assessment {
+            self.assessments.insert(id.clone(), assessment);
+        }
+        assessment
+    }
+
+    fn keep_running(
+        &mut self,
+        connector: &Connector,
+        workload: &Workload,
+        hold: Option<Assessment>,
+        landing: &str,
+    ) -> Decision {
+        if let Some(assessment) = hold {
+            self.connectors.entry(connector.id.clone()).or_default().held = Some(connector.hash.clone());
+            return Decision::Step(Step::Hold { handle: workload.handle.clone(), restarts: assessment.total });
+        }
+        let reason = match workload.phase {
+            Phase::Running | Phase::Restarting if landing != connector.name.as_str() => {
+                return Decision::Skip(Skip::NameBusy { name: connector.name.as_str().to_owned() });
+            }
+            Phase::Running | Phase::Restarting => return Decision::Skip(Skip::Running),
+            Phase::Paused => StartReason::Paused,
+            _ if has_ended(connector, workload) => StartReason::Ended,
+            _ => StartReason::Requested,
+        };
+        Decision::Step(Step::Start { handle: workload.handle.clone(), reason })
+    }
+}
+
+fn absent(connector: &Connector, name: String) -> Decision {
+    match connector.requested {
+        Requested::Run => Decision::Step(Step::Deploy { name }),
+        Requested::Stop => Decision::Skip(Skip::NotStarted),
+    }
+}
+
+fn stop(workload: &Workload) -> Decision {
+    match workload.phase {
+        Phase::Running | Phase::Restarting | Phase::Paused => {
+            Decision::Step(Step::Stop { handle: workload.handle.clone() })
+        }
+        Phase::Created | Phase::Exited | Phase::Broken => Decision::Skip(Skip::Stopped),
+    }
+}
+
+/// It should run, the platform was told that it does, and it does not: it ended by itself.
+fn has_ended(connector: &Connector, workload: &Workload) -> bool {
+    connector.requested == Requested::Run
+        && connector.shown == Some(CurrentStatus::Started)
+        && workload.phase == Phase::Exited
+}
+
+fn refresh_reason(connector: &Connector, workload: &Workload) -> Option<RefreshReason> {
+    if workload.hash.as_ref() != Some(&connector.hash) {
+        return Some(RefreshReason::HashChanged { from: workload.hash.clone(), to: connector.hash.clone() });
+    }
+    (workload.phase == Phase::Broken).then_some(RefreshReason::Broken)
+}
+
+fn refresh(connector: &Connector, workload: &Workload, name: String, reason: RefreshReason) -> Step {
+    Step::Refresh {
+        old: workload.handle.clone(),
+        old_name: workload.name.clone(),
+        old_up: workload.phase.is_up(),
+        name,
+        start: connector.requested == Requested::Run,
+        reason,
+    }
+}

@@ -1,0 +1,59 @@
+//! Who may have which workload name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::desired::{Desired, Rejection};
+use crate::model::{Connector, ConnectorId, Handle, Observed};
+use crate::plan::{Decision, Entry, Kept, Step};
+
+/// What the names lead to, for each connector.
+pub(super) struct Names<'a> {
+    foreign: &'a BTreeMap<String, String>,
+    /// The connector that may have a name which several want.
+    winners: BTreeMap<&'a str, &'a ConnectorId>,
+    /// Names that our workloads have and keep while this plan is carried out.
+    held: BTreeMap<&'a str, &'a ConnectorId>,
+}
+
+impl<'a> Names<'a> {
+    pub(super) fn new(desired: &'a Desired, observed: &'a Observed, kept: &Kept<'a>, removals: &[Entry]) -> Self {
+        let gone: BTreeSet<&Handle> = removals
+            .iter()
+            .filter_map(|entry| match &entry.decision {
+                Decision::Step(Step::Remove { handle, .. }) => Some(handle),
+                _ => None,
+            })
+            .collect();
+        let stay = observed.workloads.iter().filter(|workload| !gone.contains(&workload.handle));
+        let held = stay.map(|workload| (workload.name.as_str(), &workload.connector)).collect();
+        let mut winners: BTreeMap<&str, &ConnectorId> = BTreeMap::new();
+        for (id, connector) in &desired.connectors {
+            let name = connector.name.as_str();
+            let owns = kept.get(id).is_some_and(|workload| workload.name == name);
+            // Ids come in ascending order: the first stays unless a later one owns the workload.
+            if owns || !winners.contains_key(name) {
+                winners.insert(name, id);
+            }
+        }
+        Self { foreign: &observed.foreign, winners, held }
+    }
+
+    /// Why this connector cannot have its name, if so.
+    pub(super) fn rejection(&self, connector: &Connector) -> Option<Rejection> {
+        let name = connector.name.as_str();
+        if let Some(owner) = self.foreign.get(name) {
+            return Some(Rejection::NameTaken { name: name.to_owned(), owner: owner.clone() });
+        }
+        let winner = *self.winners.get(name)?;
+        (*winner != connector.id)
+            .then(|| Rejection::NameCollision { name: name.to_owned(), other: winner.clone() })
+    }
+
+    /// The name its workload can have now: its own, or a temporary one while another connector's workload still has it.
+    pub(super) fn landing(&self, connector: &Connector) -> String {
+        match self.held.get(connector.name.as_str()) {
+            Some(holder) if **holder != connector.id => connector.name.staged(&connector.hash),
+            _ => connector.name.as_str().to_owned(),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! When a pass has to end: its deadline, or a signal. Nothing new starts then; what runs finishes.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+/// Why a pass ends before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// MANAGER__PASS_DEADLINE is over.
+    Deadline,
+    /// SIGINT.
+    Interrupt,
+    /// SIGTERM.
+    Terminate,
+}
+
+impl Cause {
+    /// In words.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deadline => "the pass deadline is over (MANAGER__PASS_DEADLINE)",
+            Self::Interrupt => "SIGINT was received",
+            Self::Terminate => "SIGTERM was received",
+        }
+    }
+}
+
+/// Shared by everything that starts or waits.
+#[derive(Debug, Clone)]
+pub struct Stop(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    deadline: Instant,
+    signal: Mutex<Option<Cause>>,
+    changed: Condvar,
+    watch: watch::Sender<bool>,
+}
+
+impl Stop {
+    /// Starts the clock.
+    #[must_use]
+    pub fn after(deadline: Duration) -> Self {
+        Self(Arc::new(Inner {
+            deadline: Instant::now() + deadline,
+            signal: Mutex::new(None),
+            changed: Condvar::new(),
+            watch: watch::Sender::new(false),
+        }))
+    }
+
+    /// Takes a signal. The first one counts.
+    pub fn signal(&self, cause: Cause) {
+        self.lock().get_or_insert(cause);
+        self.0.changed.notify_all();
+        self.0.watch.send_replace(true);
+    }
+
+    /// Why nothing new may start, if so.
+    #[must_use]
+    pub fn cause(&self) -> Option<Cause> {
+        (*self.lock()).or_else(|| self.remaining().is_zero().then_some(Cause::Deadline))
+    }
+
+    /// Time until the deadline.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        self.0.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Waits on this thread. Gives false when the pass has to end before `time` is over.
+    #[must_use]
+    pub fn sleep(&self, time: Duration) -> bool {
+        if time >= self.remaining() {
+            return false;
+        }
+        let waited = self.0.changed.wait_timeout_while(self.lock(), time, |cause| cause.is_none());
+        waited.is_ok_and(|(cause, _)| cause.is_none())
+    }
+
+    /// Resolves when nothing new may start any more.
+    pub async fn stopped(&self) {
+        let mut watch = self.0.watch.subscribe();
+        tokio::select! {
+            () = tokio::time::sleep(self.remaining()) => {}
+            // The sender lives as long as self, so that this cannot fail early.
+            _ = watch.wait_for(|stopped| *stopped) => {}
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Cause>> {
+        self.0.signal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,1 @@
+//! The planner: golden scenarios and properties. Pure, no engine needed.
