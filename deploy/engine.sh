@@ -80,6 +80,7 @@ engine_install() { # PACKAGE...: without starting the services that they bring
 	local policy=/usr/sbin/policy-rc.d ours='' log status=0
 	log=$(mktemp)
 	if [ ! -e $policy ]; then
+		engine_at_exit rm -f $policy # in case of a Ctrl-C meanwhile
 		printf '#!/bin/sh\nexit 101\n' >$policy
 		chmod +x $policy
 		ours=yes
