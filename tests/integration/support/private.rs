@@ -21,29 +21,29 @@ impl Engine {
         // Below the run's own directory, where tests/run finds what a killed test left behind.
         let directory = PathBuf::from(super::variable("XTM_TEST_DIR")).join("private").join(super::unique("e"));
         let private = PrivateEngine { engine: Engine::at(directory.join("docker.sock")), directory };
-        private.start();
+        private.start_daemon();
         private.load_images(&PathBuf::from(super::variable("XTM_TEST_IMAGES")));
         private
     }
 }
 
 impl PrivateEngine {
-    /// Starts the engine again after `stop` or `kill`, on the same data.
+    /// Starts the engine again after `stop_daemon` or `kill_daemon`, on the same data.
     #[track_caller]
-    pub(crate) fn start(&self) {
+    pub(crate) fn start_daemon(&self) {
         let started = self.library("engine_start");
         assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
     }
 
     /// Stops the engine as a machine's shutdown would. Its containers stop with it.
     #[track_caller]
-    pub(crate) fn stop(&self) {
+    pub(crate) fn stop_daemon(&self) {
         process::terminate_and_wait(self.pid());
     }
 
     /// Kills the engine. Its containers run on, unsupervised, until it is started again or dropped.
     #[track_caller]
-    pub(crate) fn kill(&self) {
+    pub(crate) fn kill_daemon(&self) {
         process::kill_and_wait(self.pid());
     }
 

@@ -277,15 +277,17 @@ fn a_client_can_be_told_to_stop_at_a_chosen_request() {
 fn a_private_engine_stops_dies_and_comes_back_with_its_containers() {
     let engine = Engine::private();
     engine.run(&NewContainer::foreign("kept").restart("always"));
-    engine.stop();
+    engine.stop_daemon();
     assert!(!engine.answers());
-    engine.start();
+    engine.start_daemon();
     engine.wait_for("the container to run again", SOON, |engine| engine.container("kept").filter(Container::running));
-    engine.kill();
+    engine.kill_daemon();
     assert!(!engine.answers());
-    engine.start();
+    engine.start_daemon();
     engine.wait_for("the container to run again", SOON, |engine| engine.container("kept").filter(Container::running));
 
+    engine.stop("kept");
+    engine.start("kept");
     let directory = engine.socket().parent().expect("a directory").to_owned();
     drop(engine);
     assert!(!directory.exists(), "nothing is left behind");
