@@ -15,7 +15,7 @@ use crate::plan::restart_window::LoopRule;
 use crate::plan::{LoopAction, Policy, PrunePolicy};
 use crate::secret::Secret;
 
-pub use docker::{Endpoint, DockerSettings, PullPolicy, RestartPolicy, TlsFiles};
+pub use docker::{ContainerDefaults, DockerSettings, Endpoint, PullPolicy, RestartPolicy, TlsFiles, Ulimit};
 use parse::Funnel;
 use variables::Raw;
 

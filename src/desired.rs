@@ -106,6 +106,12 @@ pub enum Rejection {
         /// Which part failed, and the cure.
         why: String,
     },
+    /// Its workload could not be looked at.
+    #[error("its workload could not be looked at: {why}")]
+    Unobservable {
+        /// The engine's words.
+        why: String,
+    },
     /// Its workload name belongs to somebody else's workload.
     #[error("the name {name} is taken by {owner}: rename that one or the connector")]
     NameTaken {

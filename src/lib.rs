@@ -8,3 +8,8 @@ pub mod plan;
 pub mod platform;
 pub mod secret;
 pub mod stop;
+pub mod holder;
+pub mod log_lines;
+pub mod orchestrator;
+pub mod progress;
+pub mod render;

@@ -375,6 +375,8 @@ pub struct Observed {
     pub workloads: Vec<Workload>,
     /// Names that somebody else's workloads have, with whose they are, in words.
     pub foreign: BTreeMap<String, String>,
+    /// Connectors with a workload that could not be looked at closely, and why: nothing is decided about these.
+    pub failed: BTreeMap<ConnectorId, String>,
 }
 
 /// What a pass remembers of one connector.

@@ -86,6 +86,7 @@ pub struct Ulimit {
 /// What every container gets: the daemon's docker keys, documented where the variables are declared.
 /// `None`: the engine's default.
 #[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "documented where the variables are declared")]
 pub struct ContainerDefaults {
     pub restart_policy: RestartPolicy,
     pub memory_limit: Option<i64>,

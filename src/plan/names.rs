@@ -9,6 +9,7 @@ use crate::plan::{Decision, Entry, Kept, Step};
 /// What the names lead to, for each connector.
 pub(super) struct Names<'a> {
     foreign: &'a BTreeMap<String, String>,
+    failed: &'a BTreeMap<ConnectorId, String>,
     /// The connector that may have a name which several want.
     winners: BTreeMap<&'a str, &'a ConnectorId>,
     /// Names that our workloads have and keep while this plan is carried out.
@@ -35,12 +36,15 @@ impl<'a> Names<'a> {
                 winners.insert(name, id);
             }
         }
-        Self { foreign: &observed.foreign, winners, held }
+        Self { foreign: &observed.foreign, failed: &observed.failed, winners, held }
     }
 
-    /// Why this connector cannot have its name, if so.
+    /// Why this connector cannot be planned here, if so.
     pub(super) fn rejection(&self, connector: &Connector) -> Option<Rejection> {
         let name = connector.name.as_str();
+        if let Some(why) = self.failed.get(&connector.id) {
+            return Some(Rejection::Unobservable { why: why.clone() });
+        }
         if let Some(owner) = self.foreign.get(name) {
             return Some(Rejection::NameTaken { name: name.to_owned(), owner: owner.clone() });
         }

@@ -1,0 +1,186 @@
+//! From an engine's log stream to lines that a platform can show: whole, printable, bounded, without secrets. Pure.
+
+use std::collections::VecDeque;
+
+use crate::secret::Secret;
+
+/// Longest line that is pushed, in characters.
+pub const LINE_MAX: usize = 4096;
+/// Stands where a line was cut.
+pub const CUT_MARK: &str = " … [cut]";
+/// Stands where a secret was.
+pub const MASK: &str = "[masked]";
+/// Bytes kept of a line while it is put together: enough that a secret across the cut is still seen whole.
+const RAW_MAX: usize = LINE_MAX * 8;
+/// Shorter values are not masked: they would blot out half of every line, and are no secret.
+const SECRET_MIN: usize = 4;
+
+/// Which output of the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output, or a terminal.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+/// Puts the pieces of a stream together to lines; keeps the last `tail` of them, each bounded.
+#[derive(Debug)]
+pub struct Assembler {
+    tail: usize,
+    partial: [Vec<u8>; 2],
+    lines: VecDeque<Vec<u8>>,
+}
+
+impl Assembler {
+    /// Keeps the last `tail` lines.
+    #[must_use]
+    pub fn new(tail: usize) -> Self {
+        Self { tail, partial: [Vec::new(), Vec::new()], lines: VecDeque::new() }
+    }
+
+    /// Takes one piece. Both streams have lines of their own, so that they do not cut each other.
+    pub fn push(&mut self, stream: Stream, mut piece: &[u8]) {
+        while let Some(end) = piece.iter().position(|byte| *byte == b'\n') {
+            let (line, rest) = piece.split_at(end);
+            self.extend(stream, line);
+            let whole = std::mem::take(self.partial(stream));
+            self.keep(whole);
+            piece = rest.get(1..).unwrap_or_default();
+        }
+        self.extend(stream, piece);
+    }
+
+    /// The lines, made fit to be shown. `secrets` are masked.
+    #[must_use]
+    pub fn finish(mut self, secrets: &[&Secret]) -> Vec<String> {
+        for partial in std::mem::take(&mut self.partial) {
+            if !partial.is_empty() {
+                self.keep(partial);
+            }
+        }
+        let needles = needles(secrets);
+        self.lines.iter().map(|line| printable(&mask(&String::from_utf8_lossy(line), &needles))).collect()
+    }
+
+    fn partial(&mut self, stream: Stream) -> &mut Vec<u8> {
+        let [out, err] = &mut self.partial;
+        match stream {
+            Stream::Out => out,
+            Stream::Err => err,
+        }
+    }
+
+    fn extend(&mut self, stream: Stream, piece: &[u8]) {
+        let partial = self.partial(stream);
+        let room = RAW_MAX.saturating_sub(partial.len()).min(piece.len());
+        partial.extend_from_slice(piece.get(..room).unwrap_or_default());
+    }
+
+    fn keep(&mut self, line: Vec<u8>) {
+        if self.lines.len() >= self.tail {
+            self.lines.pop_front();
+        }
+        if self.tail > 0 {
+            self.lines.push_back(line);
+        }
+    }
+}
+
+/// What to look for: each line of each secret, the longest first, so that one within another leaves nothing behind.
+fn needles<'a>(secrets: &[&'a Secret]) -> Vec<&'a str> {
+    let lines = secrets.iter().flat_map(|secret| secret.expose().lines());
+    let mut needles: Vec<&str> = lines.map(str::trim).filter(|line| line.len() >= SECRET_MIN).collect();
+    needles.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
+    needles.dedup();
+    needles
+}
+
+fn mask(line: &str, needles: &[&str]) -> String {
+    needles.iter().fold(line.to_owned(), |line, needle| {
+        if line.contains(needle) { line.replace(needle, MASK) } else { line }
+    })
+}
+
+/// Without terminal escapes and control characters, tabs as spaces, cut to [`LINE_MAX`] with a mark.
+fn printable(line: &str) -> String {
+    let mut shown = String::with_capacity(line.len().min(LINE_MAX));
+    let mut count = 0;
+    let mut chars = line.chars().peekable();
+    while let Some(c) = chars.next() {
+        let c = match c {
+            '\u{1b}' => {
+                skip_escape(&mut chars);
+                continue;
+            }
+            '\t' => ' ',
+            c if c.is_control() => continue,
+            c => c,
+        };
+        if count == LINE_MAX {
+            shown.push_str(CUT_MARK);
+            break;
+        }
+        shown.push(c);
+        count += 1;
+    }
+    shown
+}
+
+/// `ESC [ … letter` (colours, cursor) or `ESC ] … BEL` (titles); any other escape is two characters.
+fn skip_escape(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) {
+    match chars.next() {
+        Some('[') => while chars.next().is_some_and(|c| !('\u{40}'..='\u{7e}').contains(&c)) {},
+        Some(']') => while chars.next().is_some_and(|c| c != '\u{7}' && c != '\u{9c}') {},
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Assembler, CUT_MARK, LINE_MAX, MASK, Stream};
+    use crate::secret::Secret;
+
+    fn lines(tail: usize, pieces: &[(Stream, &[u8])], secrets: &[&str]) -> Vec<String> {
+        let secrets: Vec<Secret> = secrets.iter().map(|s| Secret::new((*s).to_owned())).collect();
+        let mut assembler = Assembler::new(tail);
+        for (stream, piece) in pieces {
+            assembler.push(*stream, piece);
+        }
+        assembler.finish(&secrets.iter().collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn pieces_of_both_streams_become_whole_lines_and_the_last_ones_stay() {
+        let pieces: &[(Stream, &[u8])] =
+            &[(Stream::Out, b"one\ntw"), (Stream::Err, b"err\n"), (Stream::Out, b"o\nthr"), (Stream::Out, b"ee")];
+        assert_eq!(lines(9, pieces, &[]), ["one", "err", "two", "three"]);
+        assert_eq!(lines(2, pieces, &[]), ["two", "three"]);
+        assert!(lines(0, pieces, &[]).is_empty());
+    }
+
+    #[test]
+    fn escapes_control_characters_and_invalid_utf8_do_not_pass() {
+        let piece: &[u8] = b"\x1b[31mred\x1b[0m \x1b]0;title\x07a\tb\x00\x08c\xffd\r\n";
+        assert_eq!(lines(9, &[(Stream::Out, piece)], &[]), ["red a bc\u{fffd}d"]);
+    }
+
+    #[test]
+    fn a_secret_is_masked_wherever_it_stands_even_across_the_cut_and_line_by_line() {
+        let secret = "s3cret-value";
+        let mut long = vec![b'x'; LINE_MAX - 5];
+        long.extend_from_slice(secret.as_bytes());
+        let line = &lines(9, &[(Stream::Out, &long)], &[secret])[0];
+        assert!(!line.contains("s3cre"), "{line}");
+        assert!(line.ends_with(CUT_MARK));
+        let pem = "first line\nsecond line";
+        assert_eq!(lines(9, &[(Stream::Out, b"a second line b\n")], &[pem, "abc"]), [format!("a {MASK} b")]);
+    }
+
+    #[test]
+    fn a_long_line_is_cut_and_marked_whatever_comes_after() {
+        let long = vec![b'y'; 3_000_000];
+        let line = &lines(9, &[(Stream::Out, &long), (Stream::Out, b"\nnext\n")], &[])[0];
+        assert_eq!(line.chars().count(), LINE_MAX + CUT_MARK.chars().count());
+    }
+}

@@ -1,0 +1,251 @@
+//! The orchestrator: lock, observe, carry out steps, logs, memory. What every implementation offers, and how it fails.
+
+pub mod docker;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::access::Permit;
+use crate::desired::Desired;
+use crate::model::{Handle, Memory, Observed, Phase, Vitals};
+use crate::plan::Step;
+use crate::render::Spec;
+use crate::secret::Secret;
+use crate::stop::Stop;
+
+/// Where connectors run.
+pub trait Orchestrator: Send + Sync + 'static {
+    /// The lock, held; given back with [`Orchestrator::unlock`].
+    type Lock: Send;
+
+    /// Where it is, for messages.
+    fn place(&self) -> String;
+
+    /// What it is, and its version.
+    fn description(&self) -> &str;
+
+    /// Takes the lock of this manager for `ttl`; an expired one is taken over.
+    fn lock(
+        &self,
+        permit: Permit,
+        holder: &Holder,
+        ttl: Duration,
+    ) -> impl Future<Output = Result<Self::Lock, OrchestratorError>> + Send;
+
+    /// Gives the lock back.
+    fn unlock(&self, permit: Permit, lock: Self::Lock) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
+
+    /// What the last pass left. Parts that cannot be read are empty and named in the notices.
+    fn recall(&self) -> impl Future<Output = Result<Recalled, OrchestratorError>> + Send;
+
+    /// Everything there is. Any failure of the listing is an error, never "nothing there".
+    fn observe(
+        &self,
+        desired: &Desired,
+        memory: &Memory,
+    ) -> impl Future<Output = Result<Observation, OrchestratorError>> + Send;
+
+    /// Carries out one step; gives the workload that is there afterwards, if any. `spec` comes with the steps that make a
+    /// workload. When the pass has to stop within it, it ends early where nothing is lost by it, and fails.
+    fn execute(
+        &self,
+        permit: Permit,
+        step: &Step,
+        spec: Option<&Spec>,
+        stop: &Stop,
+    ) -> impl Future<Output = Result<Option<Handle>, StepError>> + Send;
+
+    /// A closer look at one workload; `None` when it is gone.
+    fn look(&self, handle: &Handle) -> impl Future<Output = Result<Option<Look>, OrchestratorError>> + Send;
+
+    /// The last `tail` lines of a workload's log, `secrets` masked.
+    fn logs(
+        &self,
+        handle: &Handle,
+        tail: u32,
+        secrets: &[&Secret],
+    ) -> impl Future<Output = Result<Vec<String>, OrchestratorError>> + Send;
+
+    /// Replaces what is remembered. Safe against being killed at any point.
+    fn remember(&self, permit: Permit, memory: &Memory) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
+}
+
+/// Who takes a lock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// This pass's id.
+    pub pass: String,
+    /// The machine, or the container.
+    pub host: String,
+    /// Process id there.
+    pub pid: u32,
+    /// Tells whether a process id can be compared: boot and process namespace. Empty where that is unknown.
+    #[serde(default)]
+    pub space: String,
+    /// When the process started, in the kernel's clock ticks; 0 where unknown.
+    #[serde(default)]
+    pub started: u64,
+}
+
+/// What was remembered.
+#[derive(Debug, Default)]
+pub struct Recalled {
+    /// What could be read.
+    pub memory: Memory,
+    /// What could not, in words.
+    pub notices: Vec<String>,
+}
+
+/// What is there.
+#[derive(Debug, Default)]
+pub struct Observation {
+    /// For the planner.
+    pub observed: Observed,
+    /// Hashes of workloads without a hash label, to be remembered.
+    pub adopted: BTreeMap<String, crate::model::ConfigHash>,
+    /// Environments of the workloads that were looked at: where secrets for masking are at hand.
+    pub environments: BTreeMap<Handle, Vec<(String, Secret)>>,
+}
+
+/// A closer look at one workload.
+#[derive(Debug)]
+pub struct Look {
+    /// What it is doing.
+    pub phase: Phase,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Its counters.
+    pub vitals: Vitals,
+    /// Its environment.
+    pub environment: Vec<(String, Secret)>,
+}
+
+/// Why an orchestrator could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OrchestratorError {
+    /// Not there.
+    #[error("{place} cannot be reached: {why}")]
+    Unreachable {
+        /// Which.
+        place: String,
+        /// The transport's words.
+        why: String,
+    },
+    /// Accepts no version of the API that this program speaks.
+    #[error("{place} accepts none of the API versions that this program speaks: {why}")]
+    Version {
+        /// Which.
+        place: String,
+        /// Its words.
+        why: String,
+    },
+    /// Another pass holds the lock.
+    #[error("another pass holds the lock of this manager on {place}: {holder}, since {since}, at most until {until}")]
+    Locked {
+        /// Where.
+        place: String,
+        /// Who.
+        holder: String,
+        /// Since when.
+        since: String,
+        /// When it expires.
+        until: String,
+    },
+    /// It refused something.
+    #[error("{what} on {place}: {why}")]
+    Refused {
+        /// What was asked.
+        what: String,
+        /// Whom.
+        place: String,
+        /// Its words.
+        why: String,
+    },
+}
+
+impl OrchestratorError {
+    /// What the operator can do about it.
+    #[must_use]
+    pub fn cure(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => {
+                "see that the engine runs, that DOCKER_HOST names it, and that this user may use its socket"
+            }
+            Self::Version { .. } => "upgrade the engine (20.10 or later), or this program",
+            Self::Locked { .. } => {
+                "wait for that pass; if its process is gone for good, remove the container that the lock is, or wait until it expires"
+            }
+            Self::Refused { .. } => "look into the engine's log at this time; the next pass tries again",
+        }
+    }
+}
+
+/// Why a step failed, and what is there now.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// Pulling failed.
+    #[error("the image {image} cannot be pulled: {why}")]
+    Pull {
+        /// Which.
+        image: String,
+        /// The registry's words.
+        why: String,
+    },
+    /// The image is not there and must not be pulled.
+    #[error("the image {image} is not on the engine, and the pull policy is Never")]
+    NoImage {
+        /// Which.
+        image: String,
+    },
+    /// The engine refused a part of the step.
+    #[error("{what}: {why}")]
+    Engine {
+        /// Which part.
+        what: String,
+        /// The engine's words.
+        why: String,
+    },
+    /// A refresh failed and the old workload runs again.
+    #[error("{cause}; the old one was kept")]
+    RolledBack {
+        /// What failed.
+        cause: Box<StepError>,
+    },
+    /// A refresh failed and so did going back.
+    #[error("{cause}; going back failed as well: {rollback}; the next pass repairs it")]
+    RollbackFailed {
+        /// What failed.
+        cause: Box<StepError>,
+        /// What failed then.
+        rollback: Box<StepError>,
+    },
+    /// The pass had to stop before the step was through; nothing was changed.
+    #[error("not done: {0}")]
+    Stopped(&'static str),
+    /// The step needs a spec and has none, or the task was lost: a fault of this program.
+    #[error("internal fault: {0}")]
+    Internal(String),
+}
+
+impl StepError {
+    /// What the operator can do about it.
+    #[must_use]
+    pub fn cure(&self) -> &'static str {
+        match self {
+            Self::Pull { .. } => {
+                "see that the image exists and that OPENCTI__DAEMON__REGISTRY__* has a login where one is needed"
+            }
+            Self::NoImage { .. } => "load the image, or set OPENCTI__DAEMON__DOCKER__IMAGE_PULL_POLICY=IfNotPresent",
+            Self::RolledBack { cause } => cause.cure(),
+            Self::Engine { .. } | Self::RollbackFailed { .. } => {
+                "look at the container and into the engine's log; the next pass tries again"
+            }
+            Self::Stopped(_) => "the next pass goes on",
+            Self::Internal(_) => "report it, with the log",
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Connectors as containers of one Docker engine (API 1.41 and later).
+
+mod images;
+mod lock;
+mod observe;
+mod record;
+mod replace;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::errors::Error as EngineError;
+use bollard::query_parameters::{
+    LogsOptionsBuilder, RemoveContainerOptionsBuilder, RenameContainerOptionsBuilder, StartContainerOptions,
+    StopContainerOptions,
+};
+use bollard::{API_DEFAULT_VERSION, ClientVersion, Docker as Engine};
+use futures_util::StreamExt;
+
+use crate::access::Permit;
+use crate::config::{DockerSettings, Endpoint, Registry};
+use crate::desired::Desired;
+use crate::log_lines::{Assembler, Stream};
+use crate::model::{Handle, ManagerId, Memory, PlatformKind};
+use crate::orchestrator::{Holder, Look, Observation, Orchestrator, OrchestratorError, Recalled, StepError};
+use crate::plan::{StartReason, Step};
+use crate::progress::Progress;
+use crate::render::Spec;
+use crate::secret::Secret;
+use crate::stop::Stop;
+use images::Images;
+
+/// Longest wait for the engine to begin an answer, in seconds: stopping a container can take its whole grace period.
+const ENGINE_TIMEOUT_S: u64 = 180;
+/// Versions of the API to try, in order. 1.41 has all that is used here; engines from 29 on refuse what is older than 1.44,
+/// engines before 25 do not know that yet, and the last one is for engines that refuse both.
+const API_VERSIONS: [&ClientVersion; 3] = [
+    &ClientVersion { major_version: 1, minor_version: 44 },
+    &ClientVersion { major_version: 1, minor_version: 41 },
+    API_DEFAULT_VERSION,
+];
+
+/// One engine, and what is needed to work on it.
+pub struct Docker {
+    engine: Engine,
+    description: String,
+    endpoint: Endpoint,
+    manager: ManagerId,
+    platform: PlatformKind,
+    settings: DockerSettings,
+    images: Images,
+    concurrency: usize,
+}
+
+impl Docker {
+    /// Reaches the engine, and agrees with it on a version of the API.
+    pub async fn connect(
+        settings: &DockerSettings,
+        registry: &Registry,
+        manager: &ManagerId,
+        platform: PlatformKind,
+        concurrency: usize,
+        progress: Arc<Progress>,
+    ) -> Result<Self, OrchestratorError> {
+        let endpoint = settings.endpoint.clone();
+        let (engine, description) = negotiate(&endpoint).await?;
+        Ok(Self {
+            engine,
+            description,
+            manager: manager.clone(),
+            platform,
+            settings: settings.clone(),
+            images: Images::new(registry, settings.pull_policy, progress),
+            concurrency,
+            endpoint,
+        })
+    }
+
+    fn refused(&self, what: impl Into<String>) -> impl FnOnce(EngineError) -> OrchestratorError {
+        let (what, place) = (what.into(), self.place());
+        move |error| {
+            if is_transport(&error) {
+                OrchestratorError::Unreachable { place, why: format!("{what}: {}", words(&error)) }
+            } else {
+                OrchestratorError::Refused { what, place, why: words(&error) }
+            }
+        }
+    }
+
+    /// Removes a container whatever it does. One that is gone already is as good as removed.
+    async fn remove(&self, id: &str) -> Result<(), EngineError> {
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        match self.engine.remove_container(id, Some(options)).await {
+            Err(error) if status(&error) == Some(404) => Ok(()),
+            done => done,
+        }
+    }
+
+    async fn start(&self, id: &str) -> Result<(), EngineError> {
+        self.engine.start_container(id, None::<StartContainerOptions>).await
+    }
+
+    /// Asks to end, and kills after the container's own grace period.
+    async fn stop(&self, id: &str) -> Result<(), EngineError> {
+        self.engine.stop_container(id, None::<StopContainerOptions>).await
+    }
+
+    async fn rename(&self, id: &str, name: &str) -> Result<(), EngineError> {
+        self.engine.rename_container(id, RenameContainerOptionsBuilder::default().name(name).build()).await
+    }
+
+    async fn begin(&self, handle: &Handle, reason: StartReason) -> Result<(), StepError> {
+        match reason {
+            StartReason::Paused => self.engine.unpause_container(&handle.0).await.map_err(part("cannot be unpaused")),
+            StartReason::Requested | StartReason::Ended => {
+                self.start(&handle.0).await.map_err(part("cannot be started"))
+            }
+        }
+    }
+}
+
+/// The first version of the API that the engine accepts.
+async fn negotiate(endpoint: &Endpoint) -> Result<(Engine, String), OrchestratorError> {
+    let unreachable =
+        |error: &EngineError| OrchestratorError::Unreachable { place: place(endpoint), why: words(error) };
+    let mut refusal = String::new();
+    for version in API_VERSIONS {
+        let engine = client(endpoint, version).map_err(|error| unreachable(&error))?;
+        match engine.version().await {
+            Ok(found) => {
+                let (name, api) = (found.version.unwrap_or_default(), found.api_version.unwrap_or_default());
+                return Ok((engine, format!("Docker {name}, API {api}")));
+            }
+            Err(error) if status(&error) == Some(400) => refusal = words(&error),
+            Err(error) => return Err(unreachable(&error)),
+        }
+    }
+    Err(OrchestratorError::Version { place: place(endpoint), why: refusal })
+}
+
+fn client(endpoint: &Endpoint, version: &ClientVersion) -> Result<Engine, EngineError> {
+    match endpoint {
+        Endpoint::Unix(path) => Engine::connect_with_unix(path, ENGINE_TIMEOUT_S, version),
+        Endpoint::Tcp(address, None) => {
+            Engine::connect_with_http(&format!("tcp://{address}"), ENGINE_TIMEOUT_S, version)
+        }
+        Endpoint::Tcp(address, Some(tls)) => {
+            let address = format!("tcp://{address}");
+            Engine::connect_with_ssl(&address, &tls.key, &tls.cert, &tls.ca, ENGINE_TIMEOUT_S, version)
+        }
+    }
+}
+
+fn place(endpoint: &Endpoint) -> String {
+    format!("the Docker engine at {endpoint}")
+}
+
+/// The HTTP status of an engine's answer.
+fn status(error: &EngineError) -> Option<u16> {
+    match error {
+        EngineError::DockerResponseServerError { status_code, .. } => Some(*status_code),
+        _ => None,
+    }
+}
+
+/// Whether the engine gave no answer at all.
+fn is_transport(error: &EngineError) -> bool {
+    matches!(
+        error,
+        EngineError::HyperLegacyError { .. }
+            | EngineError::HyperResponseError { .. }
+            | EngineError::IOError { .. }
+            | EngineError::SocketNotFoundError(_)
+            | EngineError::RequestTimeoutError
+    )
+}
+
+/// An engine's error without the client's framing, and with the causes that the client leaves out.
+fn words(error: &EngineError) -> String {
+    match error {
+        EngineError::DockerResponseServerError { message, .. } => message.trim().to_owned(),
+        EngineError::DockerStreamError { error } => error.trim().to_owned(),
+        EngineError::RequestTimeoutError => format!("no answer within {ENGINE_TIMEOUT_S} s"),
+        other => {
+            let mut text = other.to_string();
+            let mut source = std::error::Error::source(other);
+            while let Some(cause) = source {
+                let cause_text = cause.to_string();
+                if !text.contains(&cause_text) {
+                    text = format!("{text}: {cause_text}");
+                }
+                source = cause.source();
+            }
+            text
+        }
+    }
+}
+
+/// A step's part that failed.
+fn part(what: &'static str) -> impl FnOnce(EngineError) -> StepError {
+    move |error| StepError::Engine { what: format!("the container {what}"), why: words(&error) }
+}
+
+impl Orchestrator for Docker {
+    type Lock = lock::DockerLock;
+
+    fn place(&self) -> String {
+        place(&self.endpoint)
+    }
+
+    fn description(&self) -> &str {
+        &self.description
+    }
+
+    async fn lock(&self, _: Permit, holder: &Holder, ttl: Duration) -> Result<Self::Lock, OrchestratorError> {
+        self.take_lock(holder, ttl).await
+    }
+
+    async fn unlock(&self, _: Permit, lock: Self::Lock) -> Result<(), OrchestratorError> {
+        self.remove(&lock.id).await.map_err(self.refused("giving back the lock"))
+    }
+
+    async fn recall(&self) -> Result<Recalled, OrchestratorError> {
+        Ok(self.read_record().await?.recalled)
+    }
+
+    async fn observe(&self, desired: &Desired, memory: &Memory) -> Result<Observation, OrchestratorError> {
+        self.observe_all(desired, memory).await
+    }
+
+    async fn execute(
+        &self,
+        _: Permit,
+        step: &Step,
+        spec: Option<&Spec>,
+        stop: &Stop,
+    ) -> Result<Option<Handle>, StepError> {
+        let spec = || spec.ok_or_else(|| StepError::Internal(format!("a {} without a spec", step.word())));
+        match step {
+            Step::Deploy { name } => self.deploy(spec()?, name, stop).await.map(Some),
+            Step::Refresh { old, old_name, old_up, name, start, .. } => {
+                let old = replace::Old { handle: old, name: old_name, up: *old_up };
+                self.refresh(spec()?, &old, name, *start, stop).await.map(Some)
+            }
+            Step::Rename { handle, to, .. } => {
+                self.rename(&handle.0, to).await.map_err(part("cannot be renamed"))?;
+                Ok(Some(handle.clone()))
+            }
+            Step::Start { handle, reason } => self.begin(handle, *reason).await.map(|()| Some(handle.clone())),
+            Step::Stop { handle } | Step::Hold { handle, .. } => {
+                self.stop(&handle.0).await.map_err(part("cannot be stopped"))?;
+                Ok(Some(handle.clone()))
+            }
+            Step::Remove { handle, .. } => {
+                // Asked to end first: a connector may have work to finish.
+                self.stop(&handle.0).await.or_else(gone).map_err(part("cannot be stopped"))?;
+                self.remove(&handle.0).await.map_err(part("cannot be removed"))?;
+                Ok(None)
+            }
+        }
+    }
+
+    async fn look(&self, handle: &Handle) -> Result<Option<Look>, OrchestratorError> {
+        self.look_at(handle).await
+    }
+
+    async fn logs(&self, handle: &Handle, tail: u32, secrets: &[&Secret]) -> Result<Vec<String>, OrchestratorError> {
+        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail(&tail.to_string()).build();
+        let mut pieces = self.engine.logs(&handle.0, Some(options));
+        let mut lines = Assembler::new(usize::try_from(tail).unwrap_or(usize::MAX));
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(self.refused(format!("reading the log of container {handle}")))?;
+            let stream = match &piece {
+                bollard::container::LogOutput::StdErr { .. } => Stream::Err,
+                _ => Stream::Out,
+            };
+            lines.push(stream, &piece.into_bytes());
+        }
+        Ok(lines.finish(secrets))
+    }
+
+    async fn remember(&self, _: Permit, memory: &Memory) -> Result<(), OrchestratorError> {
+        self.write_record(memory).await
+    }
+}
+
+/// A container that is gone need not be stopped.
+fn gone(error: EngineError) -> Result<(), EngineError> {
+    if status(&error) == Some(404) { Ok(()) } else { Err(error) }
+}

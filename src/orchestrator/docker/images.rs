@@ -1,0 +1,127 @@
+//! Images: pulled by policy, each at most once per pass, with the registry's own message when that fails.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bollard::auth::DockerCredentials;
+use bollard::query_parameters::CreateImageOptionsBuilder;
+use bollard::Docker as Engine;
+use futures_util::StreamExt;
+use tokio::sync::{Mutex, OnceCell};
+
+use super::{status, words};
+use crate::config::{PullPolicy, Registry};
+use crate::orchestrator::StepError;
+use crate::progress::Progress;
+use crate::render;
+use crate::secret::Secret;
+use crate::stop::Stop;
+
+/// What became of an image in this pass, to be told for every connector that needs it.
+type Outcome = Arc<OnceCell<Result<(), Fault>>>;
+
+#[derive(Clone)]
+enum Fault {
+    Absent,
+    Pull(String),
+    LookUp(String),
+}
+
+/// Images that this pass has dealt with.
+pub(super) struct Images {
+    server: Option<String>,
+    login: Option<Login>,
+    policy: Option<PullPolicy>,
+    seen: Mutex<HashMap<String, Outcome>>,
+    progress: Arc<Progress>,
+}
+
+struct Login {
+    username: String,
+    password: Secret,
+    email: Option<String>,
+}
+
+impl Images {
+    pub(super) fn new(registry: &Registry, policy: Option<PullPolicy>, progress: Arc<Progress>) -> Self {
+        let login = match (&registry.username, &registry.password) {
+            (Some(username), Some(password)) => {
+                Some(Login { username: username.clone(), password: password.clone(), email: registry.email.clone() })
+            }
+            _ => None,
+        };
+        Self { server: registry.server.clone(), login, policy, seen: Mutex::default(), progress }
+    }
+
+    /// Makes sure that the engine has `image`, as the policy says.
+    pub(super) async fn ensure(&self, engine: &Engine, image: &str, stop: &Stop) -> Result<(), StepError> {
+        let outcome = Arc::clone(self.seen.lock().await.entry(image.to_owned()).or_default());
+        // A pull that is cut off loses nothing: the engine keeps the layers it has.
+        let ensured = tokio::select! {
+            ensured = outcome.get_or_init(|| self.ensure_once(engine, image)) => ensured,
+            () = stop.stopped() => return Err(StepError::Stopped("the pass ended while the image was pulled")),
+        };
+        let image = image.to_owned();
+        ensured.clone().map_err(|fault| match fault {
+            Fault::Absent => StepError::NoImage { image },
+            Fault::Pull(why) => StepError::Pull { image, why },
+            Fault::LookUp(why) => StepError::Engine { what: format!("the image {image} cannot be looked up"), why },
+        })
+    }
+
+    async fn ensure_once(&self, engine: &Engine, image: &str) -> Result<(), Fault> {
+        let policy = self.policy.unwrap_or_else(|| default_policy(image));
+        if policy != PullPolicy::Always {
+            match engine.inspect_image(image).await {
+                Ok(_) => return Ok(()),
+                Err(error) if status(&error) == Some(404) => {}
+                Err(error) => return Err(Fault::LookUp(words(&error))),
+            }
+        }
+        if policy == PullPolicy::Never {
+            return Err(Fault::Absent);
+        }
+        self.pull(engine, image).await.map_err(Fault::Pull)
+    }
+
+    async fn pull(&self, engine: &Engine, image: &str) -> Result<(), String> {
+        tracing::info!(image, "pulling");
+        let bar = self.progress.pull(image);
+        let options = CreateImageOptionsBuilder::default().from_image(&with_tag(image)).build();
+        let mut answers = engine.create_image(Some(options), None, self.credentials(image));
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(info) => bar.layer(&info),
+                Err(error) => return Err(words(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The login goes to the configured registry alone.
+    fn credentials(&self, image: &str) -> Option<DockerCredentials> {
+        let login = self.login.as_ref()?;
+        let host = self.server.as_deref().map(|server| server.split('/').next().unwrap_or(server));
+        if render::registry_of(image) != host {
+            return None;
+        }
+        Some(DockerCredentials {
+            username: Some(login.username.clone()),
+            password: Some(login.password.expose().to_owned()),
+            email: login.email.clone(),
+            serveraddress: host.map(str::to_owned),
+            ..DockerCredentials::default()
+        })
+    }
+}
+
+/// As Kubernetes has it.
+fn default_policy(image: &str) -> PullPolicy {
+    if render::has_moving_tag(image) { PullPolicy::Always } else { PullPolicy::IfNotPresent }
+}
+
+/// Without a tag the engine would pull all of them.
+fn with_tag(image: &str) -> String {
+    let last = image.rsplit('/').next().unwrap_or(image);
+    if last.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
+}

@@ -1,0 +1,195 @@
+//! What is there: one list of all containers, and a closer look only where the list does not tell.
+
+use std::collections::HashMap;
+
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, ContainerSummaryStateEnum};
+use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
+use futures_util::StreamExt;
+use jiff::Timestamp;
+
+use super::{Docker, status};
+use crate::desired::Desired;
+use crate::model::{ConfigHash, ConnectorId, Handle, Memory, Phase, Vitals, Workload};
+use crate::orchestrator::{Look, Observation, OrchestratorError};
+use crate::render::{LABEL_CONNECTOR, LABEL_HASH, LABEL_MANAGER, LABEL_PLATFORM, VARIABLE_HASH};
+use crate::secret::Secret;
+
+impl Docker {
+    /// The containers that match, in whatever state.
+    pub(super) async fn list(
+        &self,
+        filters: &HashMap<&str, Vec<String>>,
+    ) -> Result<Vec<ContainerSummary>, OrchestratorError> {
+        let options = ListContainersOptionsBuilder::default().all(true).filters(filters).build();
+        self.engine.list_containers(Some(options)).await.map_err(self.refused("listing the containers"))
+    }
+
+    pub(super) async fn observe_all(
+        &self,
+        desired: &Desired,
+        memory: &Memory,
+    ) -> Result<Observation, OrchestratorError> {
+        let mut observation = Observation::default();
+        let mut open = Vec::new();
+        // All of them, also foreign ones: their names must not be taken.
+        for summary in self.list(&HashMap::new()).await? {
+            match self.workload(&summary, desired) {
+                Ok(mut workload) => {
+                    let known = memory.adopted.get(&workload.handle.0);
+                    let adopted = workload.hash.is_none();
+                    if let (true, Some(hash)) = (adopted, known) {
+                        observation.adopted.insert(workload.handle.0.clone(), hash.clone());
+                        workload.hash = Some(hash.clone());
+                    }
+                    if workload.phase.is_up() || workload.hash.is_none() {
+                        open.push((workload, adopted));
+                    } else {
+                        observation.observed.workloads.push(workload);
+                    }
+                }
+                Err(owner) => {
+                    for name in names(&summary) {
+                        observation.observed.foreign.insert(name.to_owned(), owner.clone());
+                    }
+                }
+            }
+        }
+        let looks = futures_util::stream::iter(open.into_iter().map(|(workload, adopted)| async move {
+            let look = self.look_at(&workload.handle).await;
+            (workload, adopted, look)
+        }));
+        let mut looks = looks.buffer_unordered(self.concurrency);
+        while let Some((workload, adopted, look)) = looks.next().await {
+            complete(&mut observation, workload, adopted, look);
+        }
+        Ok(observation)
+    }
+
+    /// Ours, or whose it is in words.
+    fn workload(&self, summary: &ContainerSummary, desired: &Desired) -> Result<Workload, String> {
+        let none = HashMap::new();
+        let labels = summary.labels.as_ref().unwrap_or(&none);
+        let label = |name: &str| labels.get(name).map(String::as_str);
+        let name = names(summary).next().unwrap_or_default().to_owned();
+        match label(LABEL_MANAGER) {
+            Some(manager) if manager == self.manager.as_str() => {}
+            Some(other) => return Err(format!("a container of the manager {other}")),
+            None => return Err("a container that no connector manager made".to_owned()),
+        }
+        let connector = label(LABEL_CONNECTOR)
+            .and_then(|id| ConnectorId::new(id).ok())
+            .ok_or_else(|| format!("a container of this manager without a usable {LABEL_CONNECTOR} label"))?;
+        let platform = match label(LABEL_PLATFORM) {
+            None if desired.lists(&connector) => None,
+            None => return Err("a container of an older manager, whose platform is not known".to_owned()),
+            Some(label) if label == self.platform.label() => Some(self.platform),
+            Some(other) => return Err(format!("a connector of the platform {other}")),
+        };
+        Ok(Workload {
+            handle: Handle(summary.id.clone().unwrap_or_default()),
+            name,
+            connector,
+            platform,
+            hash: label(LABEL_HASH).and_then(|hash| ConfigHash::new(hash).ok()),
+            phase: summary.state.map_or(Phase::Broken, phase_in_list),
+            created: summary.created.and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or_default(),
+            vitals: None,
+        })
+    }
+
+    pub(super) async fn look_at(&self, handle: &Handle) -> Result<Option<Look>, OrchestratorError> {
+        match self.engine.inspect_container(&handle.0, None::<InspectContainerOptions>).await {
+            Ok(inspected) => Ok(Some(look(inspected))),
+            Err(error) if status(&error) == Some(404) => Ok(None),
+            Err(error) => Err(self.refused(format!("looking at container {handle}"))(error)),
+        }
+    }
+}
+
+/// Names without the leading slash that the engine puts before them.
+fn names(summary: &ContainerSummary) -> impl Iterator<Item = &str> {
+    // A linked container's name has a second part; only its own name counts.
+    let all = summary.names.as_deref().unwrap_or_default().iter();
+    all.map(|name| name.trim_start_matches('/')).filter(|name| !name.contains('/'))
+}
+
+/// Adds a workload with what the closer look told. One that is gone by now is not there.
+fn complete(
+    observation: &mut Observation,
+    mut workload: Workload,
+    adopted: bool,
+    look: Result<Option<Look>, OrchestratorError>,
+) {
+    match look {
+        Ok(None) => {}
+        Ok(Some(look)) => {
+            if workload.hash.is_none() {
+                workload.hash = hash_in(&look.environment);
+            }
+            if let (true, Some(hash)) = (adopted, &workload.hash) {
+                observation.adopted.insert(workload.handle.0.clone(), hash.clone());
+            }
+            workload.phase = look.phase;
+            workload.created = look.created;
+            workload.vitals = look.phase.is_up().then_some(look.vitals);
+            observation.environments.insert(workload.handle.clone(), look.environment);
+            observation.observed.workloads.push(workload);
+        }
+        Err(error) => {
+            observation.observed.failed.insert(workload.connector.clone(), error.to_string());
+            observation.observed.workloads.push(workload);
+        }
+    }
+}
+
+fn hash_in(environment: &[(String, Secret)]) -> Option<ConfigHash> {
+    let (_, value) = environment.iter().find(|(name, _)| name == VARIABLE_HASH)?;
+    ConfigHash::new(value.expose()).ok()
+}
+
+fn look(inspected: ContainerInspectResponse) -> Look {
+    let state = inspected.state.unwrap_or_default();
+    let environment = inspected.config.and_then(|config| config.env).unwrap_or_default();
+    // Only the first `=` divides: values may hold more.
+    let pair = |entry: String| {
+        let (name, value) = entry.split_once('=')?;
+        Some((name.to_owned(), Secret::new(value.to_owned())))
+    };
+    Look {
+        phase: state.status.map_or(Phase::Broken, phase_in_detail),
+        created: inspected.created.and_then(|text| text.parse().ok()).unwrap_or_default(),
+        vitals: Vitals {
+            restarts: inspected.restart_count.and_then(|count| u64::try_from(count).ok()).unwrap_or_default(),
+            // Never started is the year 1.
+            started_at: state
+                .started_at
+                .and_then(|text| text.parse::<Timestamp>().ok())
+                .filter(|started| started.as_second() > 0),
+        },
+        environment: environment.into_iter().filter_map(pair).collect(),
+    }
+}
+
+fn phase_in_list(state: ContainerSummaryStateEnum) -> Phase {
+    use ContainerSummaryStateEnum as State;
+    match state {
+        State::CREATED => Phase::Created,
+        State::RUNNING => Phase::Running,
+        State::PAUSED => Phase::Paused,
+        State::RESTARTING => Phase::Restarting,
+        State::EXITED => Phase::Exited,
+        _ => Phase::Broken,
+    }
+}
+
+fn phase_in_detail(state: ContainerStateStatusEnum) -> Phase {
+    use ContainerStateStatusEnum as State;
+    match state {
+        State::CREATED => Phase::Created,
+        State::RUNNING => Phase::Running,
+        State::PAUSED => Phase::Paused,
+        State::RESTARTING => Phase::Restarting,
+        State::EXITED => Phase::Exited,
+        _ => Phase::Broken,
+    }
+}

@@ -1,0 +1,202 @@
+//! The pass record: the labels of one container that is created and never started (design: What a pass remembers).
+//!
+//! A running container's labels cannot change, so a new record replaces the old one: the next is created, then the previous
+//! removed. Killed between the two, both are there, and the newest readable one counts.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bollard::body_full;
+use bollard::errors::Error as EngineError;
+use bollard::models::ContainerCreateBody;
+use bollard::query_parameters::{CreateContainerOptionsBuilder, CreateImageOptionsBuilder};
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{Docker, status};
+use crate::model::{ConfigHash, ConnectorId, ConnectorMemory, Memory, Registration};
+use crate::orchestrator::{OrchestratorError, Recalled};
+
+/// Whose record or lock a container is.
+pub(super) const LABEL_OWNER: &str = "xtm-reconcile.manager";
+const LABEL_RECORD: &str = "xtm-reconcile.record";
+const LABEL_REGISTRATION: &str = "xtm-reconcile.registration";
+const LABEL_ADOPTED: &str = "xtm-reconcile.adopted";
+const PREFIX_CONNECTOR: &str = "xtm-reconcile.connector.";
+/// The image that records and locks are created from: nothing in it.
+const EMPTY_IMAGE: &str = "xtm-reconcile/empty";
+const EMPTY_TAG: &str = "1";
+/// An archive with nothing in it: two blocks of zeros.
+const EMPTY_TAR: &[u8] = &[0; 1024];
+/// Version of what the labels hold. A newer one is not read.
+const VERSION: u32 = 1;
+
+/// A value with the version of its form.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Versioned<T> {
+    v: u32,
+    #[serde(flatten)]
+    value: T,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RecordHead {
+    seq: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Adopted {
+    hashes: BTreeMap<String, ConfigHash>,
+}
+
+/// All records that there are.
+#[derive(Default)]
+pub(super) struct Records {
+    pub(super) recalled: Recalled,
+    ids: Vec<String>,
+    seq: u64,
+}
+
+/// The label text of a value.
+pub(super) fn encode<T: Serialize>(value: T) -> Result<String, serde_json::Error> {
+    serde_json::to_string(&Versioned { v: VERSION, value })
+}
+
+/// The value of a label text, or why it cannot be read.
+pub(super) fn decode<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    #[derive(Deserialize)]
+    struct Head {
+        v: u32,
+    }
+    let head: Head = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    if head.v != VERSION {
+        return Err(format!("it has version {}, this program reads {VERSION}", head.v));
+    }
+    let versioned: Versioned<T> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    Ok(versioned.value)
+}
+
+impl Docker {
+    /// Reads the newest readable record.
+    pub(super) async fn read_record(&self) -> Result<Records, OrchestratorError> {
+        let mut records = Records::default();
+        let mut best: Option<(u64, HashMap<String, String>)> = None;
+        let owner = format!("{LABEL_OWNER}={}", self.manager);
+        let filters = HashMap::from([("label", vec![owner, LABEL_RECORD.to_owned()])]);
+        for summary in self.list(&filters).await? {
+            let (Some(id), Some(labels)) = (summary.id, summary.labels) else { continue };
+            let Some(head) = labels.get(LABEL_RECORD) else { continue };
+            records.ids.push(id);
+            match decode::<RecordHead>(head) {
+                Ok(head) => {
+                    records.seq = records.seq.max(head.seq);
+                    if best.as_ref().is_none_or(|(seq, _)| head.seq > *seq) {
+                        best = Some((head.seq, labels));
+                    }
+                }
+                Err(why) => records.recalled.notices.push(format!("a pass record cannot be read and is ignored: {why}")),
+            }
+        }
+        if let Some((_, labels)) = best {
+            read_labels(&labels, &mut records.recalled);
+        }
+        Ok(records)
+    }
+
+    /// Replaces all records by one with `memory`.
+    pub(super) async fn write_record(&self, memory: &Memory) -> Result<(), OrchestratorError> {
+        let before = self.read_record().await?;
+        let seq = before.seq + 1;
+        let labels = labels(memory, seq).map_err(|error| OrchestratorError::Refused {
+            what: "writing the pass record".to_owned(),
+            place: crate::orchestrator::Orchestrator::place(self),
+            why: error.to_string(),
+        })?;
+        let name = format!("xtm-reconcile-record-{}-{seq}", self.manager);
+        self.create_marker(&name, labels).await.map_err(self.refused("writing the pass record"))?;
+        for id in &before.ids {
+            self.remove(id).await.map_err(self.refused("removing the previous pass record"))?;
+        }
+        Ok(())
+    }
+
+    /// Creates a container that is never started. Gives its id.
+    pub(super) async fn create_marker(
+        &self,
+        name: &str,
+        mut labels: HashMap<String, String>,
+    ) -> Result<String, EngineError> {
+        labels.insert(LABEL_OWNER.to_owned(), self.manager.to_string());
+        let body = ContainerCreateBody {
+            image: Some(format!("{EMPTY_IMAGE}:{EMPTY_TAG}")),
+            // The engine wants a command; there is none in the image to run.
+            cmd: Some(vec!["never-started".to_owned()]),
+            labels: Some(labels),
+            ..Default::default()
+        };
+        let create = || {
+            let options = CreateContainerOptionsBuilder::default().name(name).build();
+            self.engine.create_container(Some(options), body.clone())
+        };
+        let created = match create().await {
+            Err(error) if status(&error) == Some(404) => {
+                self.make_empty_image().await?;
+                create().await?
+            }
+            created => created?,
+        };
+        Ok(created.id)
+    }
+
+    async fn make_empty_image(&self) -> Result<(), EngineError> {
+        let options = CreateImageOptionsBuilder::default().from_src("-").repo(EMPTY_IMAGE).tag(EMPTY_TAG).build();
+        let body = body_full(Bytes::from_static(EMPTY_TAR));
+        self.engine.create_image(Some(options), Some(body), None).try_for_each(|_| async { Ok(()) }).await
+    }
+}
+
+fn labels(memory: &Memory, seq: u64) -> Result<HashMap<String, String>, serde_json::Error> {
+    let mut labels = HashMap::new();
+    labels.insert(LABEL_RECORD.to_owned(), encode(RecordHead { seq })?);
+    if let Some(registration) = &memory.registration {
+        labels.insert(LABEL_REGISTRATION.to_owned(), encode(registration)?);
+    }
+    if !memory.adopted.is_empty() {
+        labels.insert(LABEL_ADOPTED.to_owned(), encode(Adopted { hashes: memory.adopted.clone() })?);
+    }
+    for (id, connector) in &memory.connectors {
+        labels.insert(format!("{PREFIX_CONNECTOR}{id}"), encode(connector)?);
+    }
+    Ok(labels)
+}
+
+/// What cannot be read is as good as never written, and said.
+fn read_labels(labels: &HashMap<String, String>, recalled: &mut Recalled) {
+    let Recalled { memory, notices } = recalled;
+    let mut unreadable = |label: &str, why: String| {
+        notices.push(format!("{label} in the pass record cannot be read and counts as empty: {why}"));
+    };
+    if let Some(text) = labels.get(LABEL_REGISTRATION) {
+        match decode::<Registration>(text) {
+            Ok(registration) => memory.registration = Some(registration),
+            Err(why) => unreadable(LABEL_REGISTRATION, why),
+        }
+    }
+    if let Some(text) = labels.get(LABEL_ADOPTED) {
+        match decode::<Adopted>(text) {
+            Ok(adopted) => memory.adopted = adopted.hashes,
+            Err(why) => unreadable(LABEL_ADOPTED, why),
+        }
+    }
+    for (label, text) in labels {
+        let Some(id) = label.strip_prefix(PREFIX_CONNECTOR) else { continue };
+        let read = ConnectorId::new(id).map_err(|invalid| invalid.to_string());
+        match read.and_then(|id| Ok((id, decode::<ConnectorMemory>(text)?))) {
+            Ok((id, connector)) => {
+                memory.connectors.insert(id, connector);
+            }
+            Err(why) => unreadable(label, why),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Making containers, and replacing one by another without ever losing what works.
+//!
+//! A container that is not complete has a temporary name. Killed at any point, a pass leaves one of these states, and the
+//! next pass finds its way out of each: the new one incomplete (it is removed, and made again); the old one stopped and the
+//! new one incomplete (the same, and the new one started); both complete (the one with the right hash stays); only the new
+//! one, under its temporary name (it is renamed).
+
+use bollard::body_full;
+use bollard::query_parameters::{CreateContainerOptionsBuilder, UploadToContainerOptionsBuilder};
+use bytes::Bytes;
+
+use super::{Docker, gone, part, status, words};
+use crate::model::Handle;
+use crate::orchestrator::StepError;
+use crate::render::{self, Spec};
+use crate::stop::Stop;
+
+/// The container that a refresh replaces.
+pub(super) struct Old<'a> {
+    pub(super) handle: &'a Handle,
+    pub(super) name: &'a str,
+    pub(super) up: bool,
+}
+
+impl Docker {
+    /// Creates and starts a container. What cannot be started is taken away again.
+    pub(super) async fn deploy(&self, spec: &Spec, name: &str, stop: &Stop) -> Result<Handle, StepError> {
+        self.images.ensure(&self.engine, &spec.image, stop).await?;
+        if stop.cause().is_some() {
+            return Err(StepError::Stopped("the pass ended before the container was created"));
+        }
+        // Without files to copy, creating is all there is, and the name can be the right one at once.
+        let first = if spec.ca.is_some() { spec.name.staged(&spec.hash) } else { name.to_owned() };
+        let handle = self.create(spec, &first).await?;
+        let finished = async {
+            if first != name {
+                self.rename(&handle.0, name).await.map_err(part("cannot be named"))?;
+            }
+            self.start(&handle.0).await.map_err(part("cannot be started"))
+        };
+        match finished.await {
+            Ok(()) => Ok(handle),
+            Err(cause) => Err(self.discard(&handle, cause).await),
+        }
+    }
+
+    /// Replaces `old`. Until the new one runs, everything can go back.
+    pub(super) async fn refresh(
+        &self,
+        spec: &Spec,
+        old: &Old<'_>,
+        name: &str,
+        start: bool,
+        stop: &Stop,
+    ) -> Result<Handle, StepError> {
+        self.images.ensure(&self.engine, &spec.image, stop).await?;
+        if stop.cause().is_some() {
+            return Err(StepError::Stopped("the pass ended before the container was replaced"));
+        }
+        let new = self.create(spec, &spec.name.staged(&spec.hash)).await.map_err(rolled_back)?;
+        if let Err(error) = self.stop(&old.handle.0).await.or_else(gone) {
+            let cause = part("that is replaced cannot be stopped")(error);
+            return Err(rolled_back(self.discard(&new, cause).await));
+        }
+        if start && let Err(error) = self.start(&new.0).await {
+            let cause = part("cannot be started")(error);
+            return Err(self.go_back(&new, old, cause).await);
+        }
+        // From here on the new one is complete: what fails now is mended by the next pass, not by going back.
+        self.remove(&old.handle.0).await.map_err(part("that was replaced cannot be removed"))?;
+        self.rename(&new.0, name).await.map_err(part("cannot be named"))?;
+        Ok(new)
+    }
+
+    /// Creates a container and puts its files into it.
+    async fn create(&self, spec: &Spec, name: &str) -> Result<Handle, StepError> {
+        let handle = self.create_empty(spec, name).await?;
+        let Some(ca) = &spec.ca else { return Ok(handle) };
+        let copied = match archive(ca) {
+            Ok(archive) => {
+                let options = UploadToContainerOptionsBuilder::default().path("/").build();
+                let upload = self.engine.upload_to_container(&handle.0, Some(options), body_full(archive)).await;
+                upload.map_err(part("does not take the proxy's CA"))
+            }
+            Err(error) => Err(StepError::Internal(error.to_string())),
+        };
+        match copied {
+            Ok(()) => Ok(handle),
+            Err(cause) => Err(self.discard(&handle, cause).await),
+        }
+    }
+
+    async fn create_empty(&self, spec: &Spec, name: &str) -> Result<Handle, StepError> {
+        let options = CreateContainerOptionsBuilder::default().name(name).build();
+        let body = render::docker::container(spec, &self.settings.container);
+        match self.engine.create_container(Some(options), body).await {
+            Ok(created) => {
+                for warning in created.warnings {
+                    tracing::warn!(connector = %spec.connector, name, warning, "the engine warns");
+                }
+                Ok(Handle(created.id))
+            }
+            Err(error) if status(&error) == Some(409) => {
+                let what = format!("the name {name} was taken since this pass looked");
+                Err(StepError::Engine { what, why: words(&error) })
+            }
+            Err(error) => Err(part("cannot be created")(error)),
+        }
+    }
+
+    /// Takes an unfinished container away; the cause stays the error.
+    async fn discard(&self, handle: &Handle, cause: StepError) -> StepError {
+        match self.remove(&handle.0).await {
+            Ok(()) => cause,
+            Err(error) => {
+                let rollback = part("that was not finished cannot be removed")(error);
+                StepError::RollbackFailed { cause: Box::new(cause), rollback: Box::new(rollback) }
+            }
+        }
+    }
+
+    /// The new one does not start: the old one runs again.
+    async fn go_back(&self, new: &Handle, old: &Old<'_>, cause: StepError) -> StepError {
+        tracing::warn!(container = old.name, "going back to the old container");
+        let cause = self.discard(new, cause).await;
+        if !old.up {
+            return rolled_back(cause);
+        }
+        match self.start(&old.handle.0).await {
+            Ok(()) => rolled_back(cause),
+            Err(error) => {
+                let rollback = part("that was to be replaced cannot be started again")(error);
+                StepError::RollbackFailed { cause: Box::new(cause), rollback: Box::new(rollback) }
+            }
+        }
+    }
+}
+
+fn rolled_back(cause: StepError) -> StepError {
+    match cause {
+        already @ (StepError::RolledBack { .. } | StepError::RollbackFailed { .. }) => already,
+        cause => StepError::RolledBack { cause: Box::new(cause) },
+    }
+}
+
+/// A tar archive with the CA at its place; the engine makes the folders.
+fn archive(ca: &str) -> std::io::Result<Bytes> {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(u64::try_from(ca.len()).unwrap_or_default());
+    header.set_mode(0o644);
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append_data(&mut header, render::CA_PATH, ca.as_bytes())?;
+    builder.into_inner().map(Bytes::from)
+}
