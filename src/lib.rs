@@ -1,15 +1,213 @@
 //! One pass of connector reconciliation, then exit.
+//!
+//! The way of the data: `config -> platform pull -> desired -> observe -> plan -> apply -> report -> publish`.
+//! [`pass`] has the stages in order; decisions ([`desired`], [`plan`], [`render`], [`report`]) are pure.
+
 pub mod access;
+pub mod apply;
+mod check;
+pub mod cli;
 pub mod config;
 pub mod desired;
+pub mod exit;
+pub mod holder;
 pub mod key;
+pub mod log_lines;
 pub mod model;
+pub mod orchestrator;
+pub mod pass;
 pub mod plan;
 pub mod platform;
+pub mod prepare;
+pub mod progress;
+pub mod publish;
+pub mod render;
+pub mod report;
 pub mod secret;
 pub mod stop;
-pub mod holder;
-pub mod log_lines;
-pub mod orchestrator;
-pub mod progress;
-pub mod render;
+pub mod telemetry;
+
+use std::fs::OpenOptions;
+use std::future::Future;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser};
+use tokio::signal::unix::{SignalKind, signal};
+
+use cli::{Cli, Command, Output, PassArgs};
+use config::{ConfigError, Settings};
+use key::ManagerKey;
+use progress::Progress;
+use report::Report;
+use stop::{Cause, Stop};
+
+/// Bits of a new key.
+const KEYGEN_BITS: usize = 4096;
+/// Longest wait, after the report is written, for threads that still wait for an answer.
+const GOODBYE: Duration = Duration::from_millis(100);
+
+/// Everything, from the process's arguments and environment to its exit code.
+#[must_use]
+pub fn run() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { exit::USAGE } else { exit::OK };
+            // Nothing can be said when even this fails.
+            drop(error.print());
+            return code;
+        }
+    };
+    let Cli { command, pass: args } = cli;
+    match command.unwrap_or(Command::Run) {
+        Command::Run => run_pass(&args, pass::Command::Run),
+        Command::Plan { detailed_exitcode } => run_pass(&args, pass::Command::Plan { detailed_exitcode }),
+        Command::Check => run_check(&args),
+        Command::Keygen { out } => keygen(&out),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "xtm-reconcile", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+        Command::Variables => print(&config::variables::markdown()),
+    }
+}
+
+fn load(args: &PassArgs) -> Result<Settings, ConfigError> {
+    // What is not UTF-8 is no setting of ours.
+    let environment = std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
+    config::load(&args.config, environment, args.allow_prune)
+}
+
+fn run_pass(args: &PassArgs, command: pass::Command) -> u8 {
+    let settings = match load(args) {
+        Ok(settings) => settings,
+        Err(error) => return refuse_configuration(&error),
+    };
+    let progress = Arc::new(Progress::on_terminal());
+    telemetry::start(&settings.logging, Arc::clone(&progress));
+    for notice in &settings.notices {
+        if notice.warning {
+            tracing::warn!("{}", notice.message);
+        } else {
+            tracing::info!("{}", notice.message);
+        }
+    }
+    let stop = Stop::after(settings.limits.deadline);
+    let report = with_runtime(&stop, pass::pass(Arc::new(settings), command, &stop, progress));
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => return complain(&format!("the runtime cannot be started: {error}"), exit::ORCHESTRATOR),
+    };
+    let printed = print(&render(&report, args.output));
+    if printed == exit::OK { report.exit_code } else { printed }
+}
+
+fn run_check(args: &PassArgs) -> u8 {
+    let loaded = load(args);
+    let Ok(settings) = loaded else {
+        let lines = loaded.err().map(|error| check::configuration_problems(&error)).unwrap_or_default();
+        return print(&check::table(&lines)).max(exit::CONFIG);
+    };
+    let stop = Stop::after(settings.limits.deadline);
+    match with_runtime(&stop, check::check(Arc::new(settings), &stop)) {
+        Ok((lines, code)) => {
+            let printed = print(&check::table(&lines));
+            if printed == exit::OK { code } else { printed }
+        }
+        Err(error) => complain(&format!("the runtime cannot be started: {error}"), exit::ORCHESTRATOR),
+    }
+}
+
+/// Runs `work` on this thread, with signals watched. Blocking calls have threads of their own.
+fn with_runtime<T>(stop: &Stop, work: impl Future<Output = T>) -> std::io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(async {
+        tokio::spawn(watch_signals(stop.clone()));
+        work.await
+    });
+    // A thread that still waits for a platform that does not answer must not keep the process.
+    runtime.shutdown_timeout(GOODBYE);
+    Ok(done)
+}
+
+async fn watch_signals(stop: Stop) {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        tracing::warn!("signals cannot be watched: this pass ends at once when it is told to stop");
+        return;
+    };
+    loop {
+        let cause = tokio::select! {
+            _ = interrupt.recv() => Cause::Interrupt,
+            _ = terminate.recv() => Cause::Terminate,
+        };
+        tracing::warn!(cause = cause.as_str(), "running steps finish, nothing new starts");
+        stop.signal(cause);
+    }
+}
+
+fn render(report: &Report, output: Output) -> String {
+    match output {
+        Output::Table => report::table(report),
+        Output::Json => match serde_json::to_string_pretty(report) {
+            Ok(json) => json + "\n",
+            Err(error) => format!("{{\"error\":\"the report cannot be written: {error}\"}}\n"),
+        },
+    }
+}
+
+fn refuse_configuration(error: &ConfigError) -> u8 {
+    let mut text = format!("xtm-reconcile: {error}\n");
+    for problem in &error.0 {
+        text.push_str(&format!("  {problem}\n"));
+    }
+    complain(text.trim_end(), exit::CONFIG)
+}
+
+fn keygen(out: &Path) -> u8 {
+    let key = match ManagerKey::generate(KEYGEN_BITS) {
+        Ok(key) => key,
+        Err(error) => return complain(&format!("xtm-reconcile: {error}"), exit::CONNECTOR_FAILED),
+    };
+    match write_key(out, &key) {
+        Ok(()) => print(&format!("wrote {} (RSA {KEYGEN_BITS}, fingerprint {})\n", out.display(), key.fingerprint)),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            complain(&format!("xtm-reconcile: {} exists and is not overwritten", out.display()), exit::CONNECTOR_FAILED)
+        }
+        Err(error) => {
+            complain(&format!("xtm-reconcile: cannot write {}: {error}", out.display()), exit::CONNECTOR_FAILED)
+        }
+    }
+}
+
+/// A file of its own, readable by its owner alone from the first moment; a half-written one is taken away.
+fn write_key(out: &Path, key: &ManagerKey) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let pem = key.private_pem().map_err(std::io::Error::other)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(out)?;
+    let written = file.write_all(pem.expose().as_bytes()).and_then(|()| file.sync_all());
+    if written.is_err() {
+        drop(std::fs::remove_file(out));
+    }
+    written
+}
+
+/// To standard output. A reader that went away is an error of its own.
+fn print(text: &str) -> u8 {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => exit::OK,
+        Err(error) => complain(&format!("xtm-reconcile: the report cannot be written: {error}"), exit::CONNECTOR_FAILED),
+    }
+}
+
+/// To standard error; gives `code`.
+fn complain(text: &str, code: u8) -> u8 {
+    // When even this fails there is nobody left to tell.
+    drop(writeln!(std::io::stderr(), "{text}"));
+    code
+}

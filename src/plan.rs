@@ -57,6 +57,8 @@ pub struct Plan {
     pub refusal: Option<PruneRefusal>,
     /// The judgement on each workload that is up.
     pub assessments: BTreeMap<ConnectorId, Assessment>,
+    /// The workload of each listed connector that stays, where there is one.
+    pub kept: BTreeMap<ConnectorId, Handle>,
     /// What to remember once the plan is done.
     pub memory: Memory,
 }
@@ -233,7 +235,8 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Po
     rest.sort_by(|a, b| a.connector.cmp(&b.connector));
     let mut entries = removals;
     entries.append(&mut rest);
-    Plan { entries, refusal, assessments, memory }
+    let kept = kept.into_iter().map(|(id, workload)| (id.clone(), workload.handle.clone())).collect();
+    Plan { entries, refusal, assessments, kept, memory }
 }
 
 impl Plan {

@@ -1,0 +1,224 @@
+//! `check`: can a pass work? A table of green and red lines; nothing is written anywhere.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+
+use crate::config::{ConfigError, Settings};
+use crate::desired::{self, Desired};
+use crate::exit;
+use crate::model::{Memory, VariableValue};
+use crate::orchestrator::Orchestrator;
+use crate::orchestrator::docker::Docker;
+use crate::platform::{OpenCti, Platform, PlatformError, envelope};
+use crate::progress::Progress;
+use crate::stop::Stop;
+
+/// What a manager's user needs (contracts 1.3).
+const CAPABILITIES: [&str; 3] = ["CONNECTORAPI", "SETTINGS_SETACCESSES", "MODULES"];
+
+/// One thing that was looked at.
+#[derive(Debug)]
+pub(crate) struct Line {
+    verdict: Verdict,
+    what: &'static str,
+    detail: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    Bad,
+    /// Could not be told, or deserves a look.
+    Open,
+}
+
+#[derive(Default)]
+struct Lines(Vec<Line>, Vec<u8>);
+
+impl Lines {
+    fn good(&mut self, what: &'static str, detail: impl Into<String>) {
+        self.0.push(Line { verdict: Verdict::Good, what, detail: detail.into() });
+    }
+
+    fn open(&mut self, what: &'static str, detail: impl Into<String>) {
+        self.0.push(Line { verdict: Verdict::Open, what, detail: detail.into() });
+    }
+
+    fn bad(&mut self, what: &'static str, code: u8, detail: String) {
+        self.0.push(Line { verdict: Verdict::Bad, what, detail });
+        self.1.push(code);
+    }
+
+    fn platform(&mut self, what: &'static str, error: &PlatformError) {
+        self.bad(what, exit::PLATFORM, format!("{error}; {}", error.cure()));
+    }
+}
+
+/// The lines for a configuration that cannot be used.
+pub(crate) fn configuration_problems(error: &ConfigError) -> Vec<Line> {
+    let line = |problem: &crate::config::Problem| Line {
+        verdict: Verdict::Bad,
+        what: "configuration",
+        detail: problem.to_string(),
+    };
+    error.0.iter().map(line).collect()
+}
+
+/// Looks at everything that a pass needs. Gives the lines and the exit code that a pass would have for the gravest.
+pub(crate) async fn check(settings: Arc<Settings>, stop: &Stop) -> (Vec<Line>, u8) {
+    let mut lines = Lines::default();
+    lines.good("configuration", format!("manager {} ({})", settings.manager.id, settings.manager.name));
+    for notice in &settings.notices {
+        lines.open("configuration", notice.message.clone());
+    }
+    let key = &settings.manager.key;
+    lines.good("key", format!("RSA {}, fingerprint {}", key.modulus_bytes() * 8, key.fingerprint));
+    let platform = OpenCti::new(&settings.opencti, &settings.manager, 1, stop.clone());
+    let asked = tokio::task::spawn_blocking({
+        let settings = Arc::clone(&settings);
+        move || ask(&platform, &settings)
+    });
+    let mut desired = Desired::default();
+    match asked.await {
+        Ok((asked, listed)) => {
+            lines.0.extend(asked.0);
+            lines.1.extend(asked.1);
+            desired = listed;
+        }
+        Err(lost) => lines.bad("platform", exit::PLATFORM, lost.to_string()),
+    }
+    engine(&settings, &desired, &mut lines).await;
+    let code = exit::worst(lines.1.iter().copied());
+    (lines.0, code)
+}
+
+/// Everything about the platform. Blocks its thread.
+fn ask(platform: &OpenCti, settings: &Settings) -> (Lines, Desired) {
+    let mut lines = Lines::default();
+    match platform.version() {
+        Ok(version) => {
+            lines.good("platform", format!("{} version {version}", platform.url()));
+            lines.good("token", "accepted");
+        }
+        Err(error) => {
+            let what = if matches!(error, PlatformError::TokenRefused { .. }) { "token" } else { "platform" };
+            lines.platform(what, &error);
+            return (lines, Desired::default());
+        }
+    }
+    capabilities(platform, &mut lines);
+    registration(platform, settings, &mut lines);
+    let desired = match platform.pull() {
+        Ok(listing) => desired::read(listing),
+        Err(error) => {
+            lines.platform("connectors", &error);
+            return (lines, Desired::default());
+        }
+    };
+    lines.good("connectors", format!("{} listed (OpenCTI issues tokens for those that have none)", desired.listed()));
+    for rejected in desired.rejected.values() {
+        let detail = format!("{} ({}): {}", rejected.title, rejected.id, rejected.reason);
+        lines.bad("connectors", exit::CONNECTOR_FAILED, detail);
+    }
+    for why in &desired.unidentified {
+        lines.bad("connectors", exit::CONNECTOR_FAILED, why.clone());
+    }
+    decryption(&desired, settings, &mut lines);
+    (lines, desired)
+}
+
+fn capabilities(platform: &OpenCti, lines: &mut Lines) {
+    match platform.capabilities() {
+        Ok(Some(has)) => {
+            let bypass = has.iter().any(|capability| capability.contains("BYPASS"));
+            for wanted in CAPABILITIES {
+                // The platform itself compares by substring (contracts 1.3).
+                if bypass || has.iter().any(|capability| capability.contains(wanted)) {
+                    lines.good("capability", wanted);
+                } else {
+                    let cure = "give it to the role of the token's user";
+                    lines.bad("capability", exit::PLATFORM, format!("{wanted} is missing; {cure}"));
+                }
+            }
+        }
+        Ok(None) => lines.open("capability", "this platform does not tell the capabilities of the token's user"),
+        Err(error) => lines.platform("capability", &error),
+    }
+}
+
+fn registration(platform: &OpenCti, settings: &Settings, lines: &mut Lines) {
+    match platform.managers() {
+        Ok(managers) if managers.is_empty() => lines.good("registration", "no manager yet; the first pass registers"),
+        Ok(managers) => {
+            let ours = format!("(id {})", settings.manager.id);
+            match managers.iter().find(|manager| manager.ends_with(&ours)) {
+                Some(_) => lines.good("registration", "this manager is registered"),
+                None => {
+                    let detail = format!(
+                        "the platform has {} already and accepts one only; set MANAGER__ID to that id to take its place",
+                        managers.join(", ")
+                    );
+                    lines.bad("registration", exit::PLATFORM, detail);
+                }
+            }
+        }
+        Err(error) => lines.platform("registration", &error),
+    }
+}
+
+/// Opens one envelope, the first there is.
+fn decryption(desired: &Desired, settings: &Settings, lines: &mut Lines) {
+    let mut envelopes = desired.connectors.values().flat_map(|connector| {
+        connector.variables.iter().filter_map(move |variable| match &variable.value {
+            VariableValue::Encrypted(envelope) => Some((connector, &variable.name, envelope)),
+            VariableValue::Clear(_) => None,
+        })
+    });
+    let Some((connector, name, envelope)) = envelopes.next() else {
+        lines.open("decryption", "no connector has a secret yet, so there is nothing to try the key on");
+        return;
+    };
+    match envelope::open(&settings.manager.key, envelope) {
+        Ok(_) => lines.good("decryption", format!("{name} of {} opens with this key", connector.title)),
+        Err(error) => {
+            let detail = format!("{name} of {}: {error}", connector.title);
+            lines.bad("decryption", exit::CONNECTOR_FAILED, detail);
+        }
+    }
+}
+
+async fn engine(settings: &Settings, desired: &Desired, lines: &mut Lines) {
+    let connected = Docker::connect(
+        &settings.docker,
+        &settings.registry,
+        &settings.manager.id,
+        settings.policy.platform,
+        settings.limits.concurrency,
+        Arc::new(Progress::nowhere()),
+    );
+    let docker = match connected.await {
+        Ok(docker) => docker,
+        Err(error) => return lines.bad("engine", exit::ORCHESTRATOR, format!("{error}; {}", error.cure())),
+    };
+    lines.good("engine", format!("{} at {}", docker.description(), settings.docker.endpoint));
+    match docker.observe(desired, &Memory::default()).await {
+        Ok(seen) => lines.good("engine", format!("{} containers of this manager", seen.observed.workloads.len())),
+        Err(error) => lines.bad("engine", exit::ORCHESTRATOR, format!("{error}; {}", error.cure())),
+    }
+}
+
+/// The lines as text, coloured on a terminal.
+pub(crate) fn table(lines: &[Line]) -> String {
+    let colour = std::io::stdout().is_terminal();
+    let mut text = String::new();
+    for line in lines {
+        let (word, code) = match line.verdict {
+            Verdict::Good => ("ok  ", 32),
+            Verdict::Bad => ("FAIL", 31),
+            Verdict::Open => ("note", 33),
+        };
+        let word = if colour { format!("\u{1b}[{code}m{word}\u{1b}[0m") } else { word.to_owned() };
+        text.push_str(&format!("{word}  {:<13}  {}\n", line.what, line.detail));
+    }
+    text
+}

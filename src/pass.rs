@@ -1,0 +1,462 @@
+//! One pass, stage by stage: registration check -> pull -> observe -> plan -> apply -> health -> logs -> report.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+
+use crate::access::{Access, Permit};
+use crate::apply::{Applier, Outcomes};
+use crate::config::Settings;
+use crate::desired::{self, Desired};
+use crate::exit;
+use crate::holder;
+use crate::model::{ConnectorId, Handle, Memory};
+use crate::orchestrator::docker::Docker;
+use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, StepError};
+use crate::plan::{self, Decision, Plan, Skip, Step};
+use crate::platform::{OpenCti, Platform, PlatformError};
+use crate::prepare::{self, Prepared};
+use crate::progress::Progress;
+use crate::publish::{self, After, Afters, Publisher};
+use crate::render::Common;
+use crate::report::{PlatformReport, Report, Stage};
+use crate::stop::{Cause, Stop};
+
+/// Added to the pass deadline, so that the lock outlives the steps that finish after it.
+const LOCK_GRACE: Duration = Duration::from_secs(240);
+
+/// What to do in one pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Everything.
+    Run,
+    /// Everything up to apply, without a write anywhere.
+    Plan {
+        /// Exit with 2 when there are steps.
+        detailed_exitcode: bool,
+    },
+}
+
+/// Why a pass went no further. Each is in the report already, or goes there.
+enum End {
+    Platform(PlatformError),
+    Orchestrator(OrchestratorError),
+    Stopped(Cause),
+}
+
+impl From<PlatformError> for End {
+    fn from(error: PlatformError) -> Self {
+        Self::Platform(error)
+    }
+}
+
+impl From<OrchestratorError> for End {
+    fn from(error: OrchestratorError) -> Self {
+        Self::Orchestrator(error)
+    }
+}
+
+/// Makes one pass, and tells all about it.
+pub async fn pass(settings: Arc<Settings>, command: Command, stop: &Stop, progress: Arc<Progress>) -> Report {
+    let begun = Instant::now();
+    let id = format!("{:08x}", fastrand::u32(..));
+    let name = match command {
+        Command::Run => "run",
+        Command::Plan { .. } => "plan",
+    };
+    let concurrency = settings.limits.concurrency;
+    let platform: Arc<dyn Platform> =
+        Arc::new(OpenCti::new(&settings.opencti, &settings.manager, concurrency, stop.clone()));
+    let platform_report = PlatformReport {
+        kind: platform.kind(),
+        url: platform.url().to_owned(),
+        version: None,
+        registration: None,
+        listed: None,
+        sent: publish::Sent::default(),
+    };
+    let place = settings.docker.endpoint.to_string();
+    let report = Report::new(name, &id, settings.manager.id.as_str(), platform_report, &place);
+    let access = if command == Command::Run { Access::ReadWrite } else { Access::ReadOnly };
+    let mut pass = Pass { settings, platform, access, stop, report };
+    tracing::info!(pass = id, command = name, "begins");
+    if let Err(end) = pass.stages(&id, progress).await {
+        pass.ended(&end);
+    }
+    pass.settings.notices.iter().for_each(|notice| pass.report.notices.push(notice.message.clone()));
+    let pending = match command {
+        Command::Plan { detailed_exitcode: true } => Some(exit::CHANGES_PENDING),
+        _ => None,
+    };
+    pass.report.finish(millis(begun.elapsed()), pending);
+    tracing::info!(pass = id, exit_code = pass.report.exit_code, ms = pass.report.took_ms, "ends");
+    pass.report
+}
+
+struct Pass<'a> {
+    settings: Arc<Settings>,
+    platform: Arc<dyn Platform>,
+    access: Access,
+    stop: &'a Stop,
+    report: Report,
+}
+
+impl Pass<'_> {
+    async fn stages(&mut self, id: &str, progress: Arc<Progress>) -> Result<(), End> {
+        let (orchestrator, version) = self.timed("connect", Self::connect, progress).await?;
+        let Some(permit) = self.access.permit() else {
+            let memory = self.recall(&orchestrator).await?;
+            self.foretell_registration(&version, &memory).await?;
+            self.look_and_plan(&orchestrator, memory).await?;
+            return Ok(());
+        };
+        let holder = holder::this_process(id);
+        let lock = self.until_stopped(orchestrator.lock(permit, &holder, self.lock_ttl())).await??;
+        let done = self.locked(&orchestrator, permit, &version).await;
+        if let Err(error) = orchestrator.unlock(permit, lock).await {
+            self.report.orchestrator_failed(&error);
+        }
+        done
+    }
+
+    /// Everything that happens while the lock is held.
+    async fn locked(&mut self, orchestrator: &Docker, permit: Permit, version: &str) -> Result<(), End> {
+        let recalled = self.recall(orchestrator).await?;
+        let begun = Instant::now();
+        let mut memory = recalled.clone();
+        memory.registration = Some(self.register(permit, version, &recalled).await?);
+        self.stage("register", begun);
+        let result = self.reconcile(orchestrator, permit, &mut memory).await;
+        if memory != recalled {
+            let begun = Instant::now();
+            if let Err(error) = orchestrator.remember(permit, &memory).await {
+                self.report.orchestrator_failed(&error);
+            }
+            self.stage("remember", begun);
+        }
+        result
+    }
+
+    async fn reconcile(&mut self, orchestrator: &Docker, permit: Permit, memory: &mut Memory) -> Result<(), End> {
+        let (desired, plan, prepared, observation) = self.look_and_plan(orchestrator, memory.clone()).await?;
+        if let Some(cause) = self.stop.cause() {
+            return Err(End::Stopped(cause));
+        }
+        *memory = plan.memory.clone();
+        memory.adopted.clone_from(&observation.adopted);
+        let begun = Instant::now();
+        let applier = Applier {
+            orchestrator,
+            permit,
+            prepared: &prepared,
+            stop: self.stop,
+            concurrency: self.settings.limits.concurrency,
+        };
+        let outcomes = applier.apply(&plan).await;
+        self.stage("apply", begun);
+
+        let begun = Instant::now();
+        let afters = self.after(orchestrator, &plan, &outcomes, observation).await;
+        let now = Timestamp::now();
+        let mut assessments = plan.assessments.clone();
+        publish::reassess(&afters, memory, &mut assessments, self.settings.policy.loop_rule, now);
+        self.report.plan(&plan, &prepared.rejected, Some(&outcomes), &assessments);
+        let jobs = publish::jobs(&desired, &afters, &assessments, memory, now);
+        let publisher = Publisher {
+            orchestrator,
+            platform: Arc::clone(&self.platform),
+            permit,
+            tail: self.settings.limits.logs_tail,
+            concurrency: self.settings.limits.concurrency,
+            stop: self.stop,
+        };
+        let (sent, failures) = publisher.publish(jobs).await;
+        self.report.platform(|platform| platform.sent = sent);
+        failures.iter().for_each(|failure| self.report.publish_failed(failure));
+        self.stage("publish", begun);
+        match self.stop.cause() {
+            Some(cause) => Err(End::Stopped(cause)),
+            None => Ok(()),
+        }
+    }
+
+    /// Reaches both sides at once. When neither can be, both are told.
+    async fn connect(&mut self, progress: Arc<Progress>) -> Result<(Docker, String), End> {
+        let settings = Arc::clone(&self.settings);
+        let docker = Docker::connect(
+            &settings.docker,
+            &settings.registry,
+            &settings.manager.id,
+            settings.policy.platform,
+            settings.limits.concurrency,
+            progress,
+        );
+        let version = self.ask("about", |platform| platform.version());
+        let (docker, version) = self.until_stopped(async { tokio::join!(docker, version) }).await?;
+        let version = match (version, &docker) {
+            (Ok(version), _) => version,
+            (Err(end), Err(error)) => {
+                self.report.orchestrator_failed(error);
+                return Err(end);
+            }
+            (Err(end), Ok(_)) => return Err(end),
+        };
+        let docker = docker?;
+        self.report.platform(|platform| platform.version = Some(version.clone()));
+        self.report.orchestrator.description = Some(docker.description().to_owned());
+        Ok((docker, version))
+    }
+
+    async fn recall(&mut self, orchestrator: &Docker) -> Result<Memory, End> {
+        let recalled = self.until_stopped(orchestrator.recall()).await??;
+        for notice in recalled.notices {
+            tracing::warn!("{notice}");
+            self.report.notices.push(notice);
+        }
+        Ok(recalled.memory)
+    }
+
+    /// The registration check: a heartbeat, and a registration when anything that it depends on has changed.
+    async fn register(
+        &mut self,
+        permit: Permit,
+        version: &str,
+        memory: &Memory,
+    ) -> Result<crate::model::Registration, End> {
+        let known = self.ask("heartbeat", move |platform| platform.heartbeat(permit)).await?;
+        let wanted = self.platform.registration(version);
+        let why = if known { registration_change(memory, &wanted) } else { Some("the platform did not know this manager") };
+        if let Some(why) = why {
+            tracing::info!(why, "registering");
+            self.ask("register", move |platform| platform.register(permit)).await?;
+        }
+        let told = why.map_or("known".to_owned(), |why| format!("registered: {why}"));
+        self.report.platform(|platform| platform.registration = Some(told));
+        Ok(wanted)
+    }
+
+    /// What [`Self::register`] would find, without a write.
+    async fn foretell_registration(&mut self, version: &str, memory: &Memory) -> Result<(), End> {
+        let managers = self.ask("managers", |platform| platform.managers()).await?;
+        let id = format!("(id {})", self.settings.manager.id);
+        let wanted = self.platform.registration(version);
+        let told = if managers.iter().any(|manager| manager.ends_with(&id)) {
+            registration_change(memory, &wanted).map_or("known".to_owned(), |why| format!("to register: {why}"))
+        } else if let Some(other) = managers.first() {
+            format!("to register; the platform has {other} already and may refuse")
+        } else {
+            "to register: the platform does not know this manager".to_owned()
+        };
+        self.report.platform(|platform| platform.registration = Some(told));
+        self.report.notices.push(
+            "nothing was changed here; but being asked for the list, OpenCTI issues tokens for connectors that have none"
+                .to_owned(),
+        );
+        Ok(())
+    }
+
+    /// Pull, observe, plan, and make ready: the part that `plan` and a real pass share.
+    async fn look_and_plan(
+        &mut self,
+        orchestrator: &Docker,
+        memory: Memory,
+    ) -> Result<(Arc<Desired>, Arc<Plan>, Prepared, Observation), End> {
+        let begun = Instant::now();
+        let listing = self.ask("connectorsForManagers", |platform| platform.pull()).await?;
+        let desired = Arc::new(desired::read(listing));
+        self.report.platform(|platform| platform.listed = Some(desired.listed()));
+        desired.unidentified.iter().for_each(|why| self.report.unidentified(why));
+        self.stage("pull", begun);
+
+        let begun = Instant::now();
+        let observation = self.until_stopped(orchestrator.observe(&desired, &memory)).await??;
+        self.report.orchestrator.workloads = Some(observation.observed.workloads.len());
+        self.stage("observe", begun);
+
+        let begun = Instant::now();
+        let plan =
+            Arc::new(plan::plan(&desired, &observation.observed, &memory, &self.settings.policy, Timestamp::now()));
+        self.stage("plan", begun);
+
+        let begun = Instant::now();
+        let prepared = self.prepare(&plan, &desired).await?;
+        self.stage("prepare", begun);
+        if self.access == Access::ReadOnly {
+            self.report.plan(&plan, &prepared.rejected, None, &plan.assessments);
+        }
+        Ok((desired, plan, prepared, observation))
+    }
+
+    async fn prepare(&self, plan: &Arc<Plan>, desired: &Arc<Desired>) -> Result<Prepared, End> {
+        let (plan, desired, settings) = (Arc::clone(plan), Arc::clone(desired), Arc::clone(&self.settings));
+        let (url, stop) = (self.platform.url().to_owned(), self.stop.clone());
+        let work = move || {
+            let common = Common {
+                manager: &settings.manager.id,
+                platform: settings.policy.platform,
+                url: &url,
+                proxy: settings.connector_proxy.as_ref(),
+                registry: settings.registry.server.as_deref(),
+            };
+            prepare::prepare(&plan, &desired, &settings.manager.key, &common, &stop)
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|lost| {
+            PlatformError::Abandoned { operation: "decrypting", why: lost.to_string() }.into()
+        })
+    }
+
+    /// The workloads after the steps: those that a step was for are looked at again.
+    async fn after(
+        &mut self,
+        orchestrator: &Docker,
+        plan: &Plan,
+        outcomes: &Outcomes,
+        observation: Observation,
+    ) -> Afters {
+        let Observation { observed, mut environments, .. } = observation;
+        let mut afters = Afters::default();
+        let touched = touched(plan, outcomes);
+        for workload in observed.workloads {
+            if plan.kept.get(&workload.connector) != Some(&workload.handle) || touched.contains_key(&workload.connector) {
+                continue;
+            }
+            let environment = environments.remove(&workload.handle).unwrap_or_default();
+            let (handle, phase, created, vitals) =
+                (workload.handle, workload.phase, workload.created, workload.vitals);
+            let after = After { handle, phase, created, vitals, environment, touched: false };
+            afters.states.insert(workload.connector, after);
+        }
+        afters.unknown = observed.failed;
+        let looks = touched.into_iter().map(|(id, handle)| async move {
+            let look = orchestrator.look(&handle).await;
+            (id, handle, look)
+        });
+        let mut looks = futures_util::stream::iter(looks).buffer_unordered(self.settings.limits.concurrency);
+        while let Some((id, handle, look)) = looks.next().await {
+            match look {
+                Ok(None) => {}
+                Ok(Some(look)) => {
+                    let (phase, created, vitals) = (look.phase, look.created, Some(look.vitals));
+                    let after = After { handle, phase, created, vitals, environment: look.environment, touched: true };
+                    afters.states.insert(id, after);
+                }
+                Err(error) => {
+                    self.report.connector_fault(&id, error.to_string(), error.cure());
+                    afters.unknown.insert(id, error.to_string());
+                }
+            }
+        }
+        afters
+    }
+
+    /// A call to the platform, on a thread that may block.
+    async fn ask<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        call: impl FnOnce(&dyn Platform) -> Result<T, PlatformError> + Send + 'static,
+    ) -> Result<T, End> {
+        let platform = Arc::clone(&self.platform);
+        let answer = tokio::task::spawn_blocking(move || call(platform.as_ref()));
+        match self.until_stopped(answer).await? {
+            Ok(answer) => Ok(answer?),
+            Err(lost) => Err(PlatformError::Abandoned { operation, why: lost.to_string() }.into()),
+        }
+    }
+
+    async fn until_stopped<T>(&self, work: impl Future<Output = T>) -> Result<T, End> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = self.stop.stopped() => Err(End::Stopped(self.stop.cause().unwrap_or(Cause::Deadline))),
+        }
+    }
+
+    async fn timed<T, A>(
+        &mut self,
+        name: &'static str,
+        work: impl AsyncFnOnce(&mut Self, A) -> Result<T, End>,
+        argument: A,
+    ) -> Result<T, End> {
+        let begun = Instant::now();
+        let done = work(self, argument).await;
+        self.stage(name, begun);
+        done
+    }
+
+    fn stage(&mut self, name: &'static str, begun: Instant) {
+        self.report.stages.push(Stage { name, ms: millis(begun.elapsed()) });
+    }
+
+    fn lock_ttl(&self) -> Duration {
+        self.stop.remaining() + LOCK_GRACE
+    }
+
+    fn ended(&mut self, end: &End) {
+        match end {
+            End::Platform(error) => {
+                tracing::error!(%error, cure = error.cure(), "the platform cannot be used");
+                self.report.platform_failed(error);
+            }
+            End::Orchestrator(error) => {
+                tracing::error!(%error, cure = error.cure(), "the orchestrator cannot be used");
+                self.report.orchestrator_failed(error);
+            }
+            End::Stopped(cause) => {
+                tracing::warn!(cause = cause.as_str(), "ended early");
+                self.report.stopped(*cause);
+            }
+        }
+    }
+}
+
+/// What of a registration differs from the last one.
+fn registration_change(memory: &Memory, wanted: &crate::model::Registration) -> Option<&'static str> {
+    match &memory.registration {
+        None => Some("there is no memory of an earlier registration"),
+        Some(known) if known.version != wanted.version => Some("the platform has another version"),
+        Some(known) if known.key != wanted.key => Some("this manager has another key"),
+        Some(known) if known.name != wanted.name => Some("this manager has another name"),
+        Some(_) => None,
+    }
+}
+
+/// The workloads that steps were for, as far as something was begun, and those that are held.
+fn touched(plan: &Plan, outcomes: &Outcomes) -> BTreeMap<ConnectorId, Handle> {
+    let mut touched = BTreeMap::new();
+    for (place, entry) in plan.entries.iter().enumerate() {
+        let outcome = outcomes.get(&place).map(|outcome| &outcome.result);
+        let handle = match (&entry.decision, outcome) {
+            (Decision::Step(Step::Remove { .. }), _) => None,
+            (Decision::Step(_), Some(Ok(handle))) => handle.clone(),
+            (Decision::Step(_), None | Some(Err(StepError::Stopped(_)))) => None,
+            (Decision::Step(step), Some(Err(_))) => subject(step).cloned(),
+            (Decision::Skip(Skip::Held), _) => plan.kept.get(&entry.connector).cloned(),
+            (Decision::Skip(_) | Decision::Reject(_), _) => None,
+        };
+        if let Some(handle) = handle {
+            touched.insert(entry.connector.clone(), handle);
+        }
+    }
+    touched
+}
+
+/// The workload that a step changes.
+fn subject(step: &Step) -> Option<&Handle> {
+    match step {
+        Step::Deploy { .. } => None,
+        Step::Refresh { old, .. } => Some(old),
+        Step::Rename { handle, .. }
+        | Step::Start { handle, .. }
+        | Step::Stop { handle }
+        | Step::Remove { handle, .. }
+        | Step::Hold { handle, .. } => Some(handle),
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

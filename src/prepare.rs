@@ -1,0 +1,86 @@
+//! Specs for the steps that make a workload. The one stage that decrypts: a pass that changes nothing does no RSA.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use crate::desired::{Desired, Rejection};
+use crate::key::ManagerKey;
+use crate::model::{ConnectorId, VariableValue};
+use crate::plan::Plan;
+use crate::platform::envelope::{self, EnvelopeError};
+use crate::render::{self, Common, Spec};
+use crate::secret::Secret;
+use crate::stop::Stop;
+
+/// What the steps of a plan need.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// By connector.
+    pub specs: BTreeMap<ConnectorId, Spec>,
+    /// Connectors whose values cannot be used: their steps are not carried out.
+    pub rejected: BTreeMap<ConnectorId, Rejection>,
+}
+
+/// Opened envelopes by their ciphertext: equal ones are opened once.
+type Opened<'a> = HashMap<&'a str, Result<Secret, EnvelopeError>>;
+
+/// Decrypts and renders, on all cores. Blocks its thread. What a stopped pass does not get to has neither spec nor rejection.
+#[must_use]
+pub fn prepare(plan: &Plan, desired: &Desired, key: &ManagerKey, common: &Common<'_>, stop: &Stop) -> Prepared {
+    let wanted = plan.steps().filter(|(_, step)| step.makes_workload()).map(|(entry, _)| &entry.connector);
+    let connectors: Vec<_> = wanted.filter_map(|id| desired.connectors.get(id)).collect();
+    let envelopes: BTreeSet<&str> = connectors
+        .iter()
+        .flat_map(|connector| &connector.variables)
+        .filter_map(|variable| match &variable.value {
+            VariableValue::Encrypted(envelope) => Some(envelope.as_str()),
+            VariableValue::Clear(_) => None,
+        })
+        .collect();
+    let opened = open_all(key, &envelopes.into_iter().collect::<Vec<_>>(), stop);
+    let mut prepared = Prepared::default();
+    for connector in connectors {
+        let is_open = |value: &VariableValue| match value {
+            VariableValue::Encrypted(envelope) => opened.contains_key(envelope.as_str()),
+            VariableValue::Clear(_) => true,
+        };
+        if !connector.variables.iter().all(|variable| is_open(&variable.value)) {
+            continue;
+        }
+        let open = |envelope: &str| opened.get(envelope).cloned().unwrap_or(Err(EnvelopeError::Damaged));
+        match render::spec(connector, common, open) {
+            Ok(spec) => {
+                prepared.specs.insert(connector.id.clone(), spec);
+            }
+            Err(rejection) => {
+                prepared.rejected.insert(connector.id.clone(), rejection);
+            }
+        }
+    }
+    prepared
+}
+
+/// Opens the envelopes on all cores, until the pass has to stop.
+fn open_all<'a>(key: &ManagerKey, envelopes: &[&'a str], stop: &Stop) -> Opened<'a> {
+    let next = AtomicUsize::new(0);
+    let opened = Mutex::new(Opened::with_capacity(envelopes.len()));
+    let work = || {
+        while let Some(envelope) = envelopes.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if stop.cause().is_some() {
+                return;
+            }
+            let clear = envelope::open(key, envelope);
+            opened.lock().unwrap_or_else(PoisonError::into_inner).insert(*envelope, clear);
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(envelopes.len());
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    opened.into_inner().unwrap_or_else(PoisonError::into_inner)
+}

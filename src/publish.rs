@@ -1,0 +1,292 @@
+//! Status, health and logs to the platform: what to send (pure), and sending it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::access::Permit;
+use crate::desired::Desired;
+use crate::model::{Connector, ConnectorId, CurrentStatus, Handle, Memory, Phase, VariableValue, Vitals};
+use crate::orchestrator::Orchestrator;
+use crate::plan::restart_window::{Assessment, LoopRule, Reading, observe};
+use crate::platform::{Health, Platform, PlatformError};
+use crate::secret::Secret;
+use crate::stop::Stop;
+
+/// One connector's workload after the steps.
+#[derive(Debug)]
+pub struct After {
+    /// The engine's id.
+    pub handle: Handle,
+    /// What it is doing.
+    pub phase: Phase,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Its counters, where it was looked at.
+    pub vitals: Option<Vitals>,
+    /// Its environment, where it was looked at.
+    pub environment: Vec<(String, Secret)>,
+    /// Whether this pass did something to it.
+    pub touched: bool,
+}
+
+/// Workloads after the steps. A connector that is not here has none; one in `unknown` could not be looked at.
+#[derive(Debug, Default)]
+pub struct Afters {
+    /// By connector.
+    pub states: BTreeMap<ConnectorId, After>,
+    /// Could not be looked at, and why.
+    pub unknown: BTreeMap<ConnectorId, String>,
+}
+
+/// What to send for one connector.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Job {
+    /// Whose.
+    pub connector: ConnectorId,
+    /// When it differs from what the platform shows.
+    pub status: Option<CurrentStatus>,
+    /// When it runs, or is held for a reboot loop.
+    pub health: Option<Health>,
+    /// The workload whose log to send, when it can have changed.
+    pub logs: Option<Handle>,
+    /// To be masked in it.
+    pub secrets: Vec<Secret>,
+}
+
+/// What could not be sent.
+#[derive(Debug)]
+pub struct Failure {
+    /// Whose.
+    pub connector: ConnectorId,
+    /// Status, health or logs.
+    pub what: &'static str,
+    /// Why.
+    pub error: String,
+    /// What to do.
+    pub cure: &'static str,
+    /// Whether the platform as a whole could not be used.
+    pub platform_gone: bool,
+}
+
+/// How much was sent.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Sent {
+    /// Statuses.
+    pub status: usize,
+    /// Health.
+    pub health: usize,
+    /// Logs.
+    pub logs: usize,
+}
+
+/// Brings the restart histories of the workloads that this pass touched up to date: their counters began anew.
+pub fn reassess(
+    afters: &Afters,
+    memory: &mut Memory,
+    assessments: &mut BTreeMap<ConnectorId, Assessment>,
+    rule: LoopRule,
+    now: Timestamp,
+) {
+    for (id, after) in &afters.states {
+        let (true, Some(vitals)) = (after.touched, &after.vitals) else { continue };
+        let known = memory.connectors.get(id).and_then(|connector| connector.window.clone());
+        let reading = Reading { counter: vitals.restarts, generation: &after.handle.0, created: after.created };
+        let (window, assessment) = observe(known.as_ref(), reading, 0, rule, now);
+        assessments.insert(id.clone(), assessment);
+        if window != known {
+            memory.connectors.entry(id.clone()).or_default().window = window;
+        }
+    }
+}
+
+/// What to send for each listed connector. Pure.
+#[must_use]
+pub fn jobs(
+    desired: &Desired,
+    afters: &Afters,
+    assessments: &BTreeMap<ConnectorId, Assessment>,
+    memory: &Memory,
+    now: Timestamp,
+) -> Vec<Job> {
+    let usable = desired.connectors.values().map(|connector| (&connector.id, connector.shown, Some(connector)));
+    let rejected = desired.rejected.values().map(|rejected| (&rejected.id, rejected.shown, None));
+    let listed = usable.chain(rejected).filter(|(id, ..)| !afters.unknown.contains_key(*id));
+    listed
+        .filter_map(|(id, shown, connector)| {
+            let after = afters.states.get(id);
+            let up = after.is_some_and(|after| after.phase.is_up());
+            let status = if up { CurrentStatus::Started } else { CurrentStatus::Stopped };
+            let status = (shown != Some(status)).then_some(status);
+            // The log of a workload that is down and was not touched is on the platform already.
+            let logs = after.filter(|after| up || after.touched || status.is_some());
+            let held = memory.connectors.get(id).is_some_and(|connector| connector.held.is_some());
+            let job = Job {
+                connector: id.clone(),
+                status,
+                health: after.filter(|_| up || held).and_then(|after| health(after, assessments.get(id), held, now)),
+                logs: logs.map(|after| after.handle.clone()),
+                secrets: after.map(|after| secrets(connector, &after.environment)).unwrap_or_default(),
+            };
+            (job.status.is_some() || job.health.is_some() || job.logs.is_some()).then_some(job)
+        })
+        .collect()
+}
+
+fn health(after: &After, assessment: Option<&Assessment>, held: bool, now: Timestamp) -> Option<Health> {
+    let vitals = after.vitals.as_ref()?;
+    Some(Health {
+        restarts: assessment.map_or(vitals.restarts, |assessment| assessment.total),
+        started_at: vitals.started_at.unwrap_or(now),
+        looping: held || assessment.is_some_and(|assessment| assessment.looping),
+    })
+}
+
+/// Values of a workload's environment that must not be shown: what the platform encrypts, and what is named like a secret.
+fn secrets(connector: Option<&Connector>, environment: &[(String, Secret)]) -> Vec<Secret> {
+    let encrypted = |name: &str| {
+        connector.is_some_and(|connector| {
+            let mut variables = connector.variables.iter();
+            variables.any(|v| v.name == name && matches!(v.value, VariableValue::Encrypted(_)))
+        })
+    };
+    let sensitive = |name: &str, value: &Secret| {
+        let upper = name.to_ascii_uppercase();
+        encrypted(name)
+            || ["TOKEN", "PASSWORD", "PASSWD", "SECRET", "API_KEY", "APIKEY", "CREDENTIAL"].iter().any(|w| upper.contains(w))
+            || upper.ends_with("_KEY")
+            || (upper.ends_with("_PROXY") && value.expose().contains('@'))
+    };
+    let trivial = |value: &Secret| matches!(value.expose().to_ascii_lowercase().as_str(), "true" | "false" | "none" | "null");
+    environment
+        .iter()
+        .filter(|(name, value)| sensitive(name, value) && !trivial(value))
+        .map(|(_, value)| value.clone())
+        .collect()
+}
+
+/// Everything that sending takes.
+pub struct Publisher<'a, O> {
+    /// Where the logs come from.
+    pub orchestrator: &'a O,
+    /// Where all goes.
+    pub platform: Arc<dyn Platform>,
+    /// The right to.
+    pub permit: Permit,
+    /// Last lines of each log.
+    pub tail: u32,
+    /// Connectors at a time.
+    pub concurrency: usize,
+    /// When to leave the rest to the next pass.
+    pub stop: &'a Stop,
+}
+
+impl<O: Orchestrator> Publisher<'_, O> {
+    /// Sends all jobs. A stopped pass still sends statuses: they tell what it did.
+    pub async fn publish(&self, jobs: Vec<Job>) -> (Sent, Vec<Failure>) {
+        let gone = AtomicBool::new(false);
+        let sending = jobs.into_iter().map(|job| self.send(job, &gone));
+        let all = futures_util::stream::iter(sending).buffer_unordered(self.concurrency).collect::<Vec<_>>().await;
+        let mut sent = Sent::default();
+        let mut failures = Vec::new();
+        for (one, mut failed) in all {
+            sent.status += one.status;
+            sent.health += one.health;
+            sent.logs += one.logs;
+            failures.append(&mut failed);
+        }
+        failures.sort_by(|a, b| a.connector.cmp(&b.connector));
+        (sent, failures)
+    }
+
+    async fn send(&self, job: Job, gone: &AtomicBool) -> (Sent, Vec<Failure>) {
+        let mut sent = Sent::default();
+        let mut failures = Vec::new();
+        let stopped = self.stop.cause().is_some();
+        let Job { connector, status, health, logs, secrets } = job;
+        if let Some(health) = health.filter(|_| !stopped) {
+            let call = move |platform: &dyn Platform, permit, id: &ConnectorId| platform.set_health(permit, id, &health);
+            sent.health += usize::from(self.call(&connector, "health", gone, &mut failures, call).await);
+        }
+        if let Some(handle) = logs.filter(|_| !stopped && self.tail > 0) {
+            sent.logs += usize::from(self.send_logs(&connector, &handle, &secrets, gone, &mut failures).await);
+        }
+        if let Some(status) = status {
+            let call = move |platform: &dyn Platform, permit, id: &ConnectorId| platform.set_status(permit, id, status);
+            sent.status += usize::from(self.call(&connector, "status", gone, &mut failures, call).await);
+        }
+        (sent, failures)
+    }
+
+    async fn send_logs(
+        &self,
+        connector: &ConnectorId,
+        handle: &Handle,
+        secrets: &[Secret],
+        gone: &AtomicBool,
+        failures: &mut Vec<Failure>,
+    ) -> bool {
+        let secrets: Vec<&Secret> = secrets.iter().collect();
+        match self.orchestrator.logs(handle, self.tail, &secrets).await {
+            Ok(lines) if lines.is_empty() => false,
+            Ok(lines) => {
+                let call = move |platform: &dyn Platform, permit, id: &ConnectorId| platform.set_logs(permit, id, &lines);
+                self.call(connector, "logs", gone, failures, call).await
+            }
+            Err(error) => {
+                failures.push(Failure {
+                    connector: connector.clone(),
+                    what: "logs",
+                    error: error.to_string(),
+                    cure: error.cure(),
+                    platform_gone: false,
+                });
+                false
+            }
+        }
+    }
+
+    /// One call on a thread that may block. After the platform went away, the rest is not even tried.
+    async fn call(
+        &self,
+        connector: &ConnectorId,
+        what: &'static str,
+        gone: &AtomicBool,
+        failures: &mut Vec<Failure>,
+        call: impl FnOnce(&dyn Platform, Permit, &ConnectorId) -> Result<(), PlatformError> + Send + 'static,
+    ) -> bool {
+        let failure = |error: String, cure, platform_gone| Failure {
+            connector: connector.clone(),
+            what,
+            error,
+            cure,
+            platform_gone,
+        };
+        if gone.load(Ordering::Relaxed) {
+            failures.push(failure("not sent: the platform went away".to_owned(), "the next pass sends it", true));
+            return false;
+        }
+        let (platform, permit, id) = (Arc::clone(&self.platform), self.permit, connector.clone());
+        match tokio::task::spawn_blocking(move || call(platform.as_ref(), permit, &id)).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                let platform_gone =
+                    matches!(error, PlatformError::Http { .. } | PlatformError::TokenRefused { .. });
+                if platform_gone {
+                    gone.store(true, Ordering::Relaxed);
+                }
+                tracing::error!(%connector, what, %error, cure = error.cure(), "cannot be published");
+                failures.push(failure(error.to_string(), error.cure(), platform_gone));
+                false
+            }
+            Err(lost) => {
+                failures.push(failure(lost.to_string(), "report it, with the log", false));
+                false
+            }
+        }
+    }
+}

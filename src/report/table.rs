@@ -1,0 +1,161 @@
+//! The report for people: what changed or is wrong, then one line that sums up.
+
+use super::{Line, LineResult, Report};
+use crate::plan::{Decision, RefreshReason, RemoveReason, Skip, StartReason, Step};
+
+/// Widest column before the last.
+const WIDTH_MAX: usize = 40;
+
+/// The report as text. Connectors without change are counted, not listed.
+#[must_use]
+pub fn table(report: &Report) -> String {
+    let mut text = String::new();
+    let rows: Vec<[String; 4]> = report.connectors.iter().filter(|line| is_shown(line)).map(row).collect();
+    if !rows.is_empty() {
+        let head = ["CONNECTOR", "ACTION", "RESULT", "DETAIL"].map(str::to_owned);
+        text.push_str(&columns(std::iter::once(&head).chain(&rows)));
+        text.push('\n');
+    }
+    if let Some(refusal) = &report.prune_refused {
+        text.push_str(&format!("prune guard: {refusal}\n"));
+    }
+    for fault in &report.errors {
+        let whose = fault.connector.as_ref().map(|id| format!("connector {id}: ")).unwrap_or_default();
+        text.push_str(&format!("error: {whose}{}\n  what to do: {}\n", fault.error, fault.cure));
+    }
+    for notice in &report.notices {
+        text.push_str(&format!("notice: {notice}\n"));
+    }
+    text.push_str(&summary(report));
+    text
+}
+
+fn is_shown(line: &Line) -> bool {
+    let quiet = matches!(
+        line.entry.decision,
+        Decision::Skip(Skip::Running | Skip::Stopped | Skip::NotStarted)
+    );
+    !quiet || line.reboot_loop
+}
+
+fn row(line: &Line) -> [String; 4] {
+    let mut detail = Vec::new();
+    match &line.entry.decision {
+        Decision::Step(step) => detail.push(step_detail(step)),
+        Decision::Skip(skip) => detail.push(skip_detail(skip)),
+        Decision::Reject(_) => {}
+    }
+    detail.extend(line.error.clone());
+    detail.extend(line.cure.as_ref().map(|cure| format!("-> {cure}")));
+    if line.reboot_loop {
+        detail.push(format!("REBOOT LOOP: {} restarts so far", line.restarts.unwrap_or_default()));
+    }
+    detail.retain(|part| !part.is_empty());
+    let action = match &line.entry.decision {
+        Decision::Step(step) => step.word(),
+        Decision::Skip(_) => "-",
+        Decision::Reject(_) => "reject",
+    };
+    let result = match line.result {
+        LineResult::Done => "done",
+        LineResult::Planned => "planned",
+        LineResult::Failed => "FAILED",
+        LineResult::NotDone => "not done",
+        LineResult::Unchanged => "unchanged",
+        LineResult::Rejected => "REJECTED",
+    };
+    [line.entry.title.clone(), action.to_owned(), result.to_owned(), detail.join("; ")]
+}
+
+fn step_detail(step: &Step) -> String {
+    match step {
+        Step::Deploy { name } => format!("as {name}"),
+        Step::Refresh { reason: RefreshReason::HashChanged { from, to }, .. } => {
+            format!("{} -> {to}", from.as_ref().map_or("no hash", |hash| hash.as_str()))
+        }
+        Step::Refresh { reason: RefreshReason::Broken, .. } => "the engine cannot run it any more".to_owned(),
+        Step::Rename { from, to, .. } => format!("{from} -> {to}"),
+        Step::Start { reason: StartReason::Ended, .. } => "it ended by itself".to_owned(),
+        Step::Start { reason: StartReason::Paused, .. } => "it was paused".to_owned(),
+        Step::Start { reason: StartReason::Requested, .. } | Step::Stop { .. } => "requested".to_owned(),
+        Step::Remove { name, reason, .. } => match reason {
+            RemoveReason::NotListed => "not on the platform any more".to_owned(),
+            RemoveReason::Duplicate => format!("{name}: another container of this connector stays"),
+            RemoveReason::Incomplete => format!("{name}: an earlier pass was cut off while making it"),
+        },
+        Step::Hold { restarts, .. } => format!("reboot loop, {restarts} restarts: stopped until its configuration changes"),
+    }
+}
+
+fn skip_detail(skip: &Skip) -> String {
+    match skip {
+        Skip::Running => "running".to_owned(),
+        Skip::Stopped => "stopped, as requested".to_owned(),
+        Skip::NotStarted => "not started yet".to_owned(),
+        Skip::Held => "held for a reboot loop: change its configuration, or stop and start it on the platform".to_owned(),
+        Skip::NameBusy { name } => format!("waits for the name {name}"),
+        Skip::PruneRefused => "not on the platform any more; kept by the prune guard".to_owned(),
+        Skip::UnknownPlatform => "made by an older manager for a platform that is not known; left alone".to_owned(),
+    }
+}
+
+fn summary(report: &Report) -> String {
+    let counts = &report.counts;
+    let mut parts: Vec<String> = counts.steps.iter().map(|(word, count)| format!("{count} {}", past(word, report.command))).collect();
+    let others = [
+        (counts.failed, "failed"),
+        (counts.not_done, "not done"),
+        (counts.rejected, "rejected"),
+        (counts.reboot_loops, "in a reboot loop"),
+        (counts.unchanged, "unchanged"),
+    ];
+    parts.extend(others.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")));
+    if parts.is_empty() {
+        parts.push("nothing to do".to_owned());
+    }
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds for people")]
+    let seconds = report.took_ms as f64 / 1000.0;
+    format!("{}: {} ({seconds:.2} s, exit {})\n", report.command, parts.join(", "), report.exit_code)
+}
+
+/// `deploy` as "deployed" for a run, as "to deploy" for a plan.
+fn past(word: &str, command: &str) -> String {
+    if command == "plan" {
+        return format!("to {word}");
+    }
+    match word {
+        "stop" => "stopped".to_owned(),
+        "hold" => "held".to_owned(),
+        word if word.ends_with('e') => format!("{word}d"),
+        word if word.ends_with("oy") => format!("{word}ed"),
+        word => format!("{word}ed"),
+    }
+}
+
+/// Left-aligned columns, two spaces apart; the last one is as wide as it is.
+pub(crate) fn columns<'a, const N: usize>(rows: impl Iterator<Item = &'a [String; N]> + Clone) -> String {
+    let mut widths = [0; N];
+    for row in rows.clone() {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count().min(WIDTH_MAX));
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (place, (cell, width)) in row.iter().zip(widths).enumerate() {
+            let shown: String =
+                if place + 1 == N || cell.chars().count() <= WIDTH_MAX { cell.clone() } else { shorten(cell) };
+            line.push_str(&format!("{shown:<width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn shorten(cell: &str) -> String {
+    let mut short: String = cell.chars().take(WIDTH_MAX - 1).collect();
+    short.push('…');
+    short
+}

@@ -1,0 +1,222 @@
+//! What holds for every plan, whatever the fleet looks like.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use xtm_reconcile::model::{ConnectorId, Handle, Phase, Workload};
+use xtm_reconcile::plan::{Decision, LoopAction, Plan, RemoveReason, Step, plan};
+
+use crate::generate::{Case, case, check, now};
+use crate::simulator::{World, later};
+
+const CASES: u32 = 2048;
+
+fn handle(step: &Step) -> Option<&Handle> {
+    match step {
+        Step::Deploy { .. } => None,
+        Step::Refresh { old, .. } => Some(old),
+        Step::Rename { handle, .. }
+        | Step::Start { handle, .. }
+        | Step::Stop { handle }
+        | Step::Remove { handle, .. }
+        | Step::Hold { handle, .. } => Some(handle),
+    }
+}
+
+fn rejected(case: &Case, plan: &Plan) -> BTreeSet<ConnectorId> {
+    let by_plan = plan.entries.iter().filter(|entry| matches!(entry.decision, Decision::Reject(_)));
+    by_plan.map(|entry| entry.connector.clone()).chain(case.desired().rejected.into_keys()).collect()
+}
+
+fn workload<'a>(case: &'a Case, handle: &Handle) -> Option<&'a Workload> {
+    case.observed.workloads.iter().find(|workload| workload.handle == *handle)
+}
+
+/// Connectors with a workload that has a platform label or is listed, and those of them that are not listed.
+fn owned(case: &Case) -> (BTreeSet<&ConnectorId>, BTreeSet<&ConnectorId>) {
+    let desired = case.desired();
+    let workloads = case.observed.workloads.iter();
+    let owned: BTreeSet<_> =
+        workloads.filter(|w| w.platform.is_some() || desired.lists(&w.connector)).map(|w| &w.connector).collect();
+    let unlisted = owned.iter().copied().filter(|id| !desired.lists(id)).collect();
+    (owned, unlisted)
+}
+
+#[test]
+fn every_listed_connector_and_every_workload_is_accounted_for() {
+    check(CASES, case(), |case| {
+        let (plan, desired) = (case.plan(), case.desired());
+        let named: BTreeSet<_> = plan.entries.iter().map(|entry| &entry.connector).collect();
+        for id in desired.connectors.keys().chain(desired.rejected.keys()) {
+            let last = plan.entries.iter().rfind(|entry| entry.connector == *id);
+            prop_assert!(last.is_some(), "{id} is missing");
+        }
+        for workload in &case.observed.workloads {
+            prop_assert!(named.contains(&workload.connector), "{} is missing", workload.name);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_order_of_the_input_does_not_matter() {
+    check(CASES, (case(), 0..50_usize), |(case, by)| {
+        let other = case.reordered(by);
+        prop_assert_eq!(case.desired(), other.desired());
+        prop_assert_eq!(case.plan(), other.plan());
+        Ok(())
+    });
+}
+
+#[test]
+fn steps_touch_only_workloads_of_their_own_connector_that_exist() {
+    check(CASES, case(), |case| {
+        let mut removed = BTreeSet::new();
+        let plan = case.plan();
+        for (entry, step) in plan.steps() {
+            let Some(handle) = handle(step) else { continue };
+            let workload = workload(&case, handle);
+            prop_assert_eq!(workload.map(|workload| &workload.connector), Some(&entry.connector));
+            if matches!(step, Step::Remove { .. } | Step::Refresh { .. }) {
+                prop_assert!(removed.insert(handle.clone()), "{handle} goes twice");
+            }
+        }
+        Ok(())
+    });
+}
+
+/// The simulator refuses a name that is taken, by ours or by a foreign one, at the moment it is needed.
+#[test]
+fn a_plan_can_be_carried_out_and_leaves_one_workload_of_each_connector() {
+    check(CASES, case(), |case| {
+        let (plan, desired) = (case.plan(), case.desired());
+        let mut world = World::new(case.observed.clone());
+        world.apply(&plan, &desired, now()).map_err(TestCaseError::fail)?;
+        let rejected = rejected(&case, &plan);
+        let mut count: BTreeMap<&ConnectorId, usize> = BTreeMap::new();
+        for workload in &world.observed.workloads {
+            *count.entry(&workload.connector).or_default() += 1;
+        }
+        for (id, count) in count {
+            let excepted = rejected.contains(id) || !desired.lists(id);
+            prop_assert!(count == 1 || excepted, "{id} has {count} workloads");
+        }
+        Ok(())
+    });
+}
+
+/// Two exceptions: connectors that trade names need one more round, and a workload that was down while its restarts
+/// were recent can be judged only once it was started.
+#[test]
+fn planning_again_after_the_plan_changes_nothing() {
+    check(CASES, case(), |case| {
+        let desired = case.desired();
+        let mut world = World::new(case.observed.clone());
+        let mut last = case.plan();
+        world.apply(&last, &desired, now()).map_err(TestCaseError::fail)?;
+        for round in 1..4 {
+            let time = later(now(), 10 * round);
+            let next = plan(&desired, &world.observed, &last.memory, &case.policy, time);
+            for (entry, step) in next.steps() {
+                let started =
+                    last.steps().any(|(e, s)| e.connector == entry.connector && matches!(s, Step::Start { .. }));
+                let hold = case.policy.loop_action == LoopAction::Stop && started;
+                let excepted = match step {
+                    Step::Rename { from, .. } => from.ends_with(".xtm-next") && round == 1,
+                    // It was replaced under a temporary name and never ran there, which looks like a leftover.
+                    Step::Remove { reason: RemoveReason::Incomplete, .. } => round == 1,
+                    Step::Hold { .. } => hold,
+                    _ => false,
+                };
+                prop_assert!(excepted, "round {round}: {entry:?} after {last:#?}");
+            }
+            if !next.has_steps() {
+                prop_assert!(round > 1 || next.memory == last.memory, "a quiet pass has nothing to write");
+            }
+            world.apply(&next, &desired, time).map_err(TestCaseError::fail)?;
+            last = next;
+        }
+        prop_assert!(!last.has_steps());
+        Ok(())
+    });
+}
+
+#[test]
+fn what_runs_of_a_rejected_connector_keeps_running() {
+    check(CASES, case(), |case| {
+        let plan = case.plan();
+        let rejected = rejected(&case, &plan);
+        for (entry, step) in plan.steps().filter(|(entry, _)| rejected.contains(&entry.connector)) {
+            let leftover = matches!(step, Step::Remove { reason: RemoveReason::Incomplete, .. });
+            prop_assert!(leftover, "{entry:?}");
+            let workload = handle(step).and_then(|handle| workload(&case, handle)).unwrap();
+            prop_assert!(matches!(workload.phase, Phase::Created | Phase::Broken), "{entry:?}");
+        }
+        Ok(())
+    });
+}
+
+/// Right name and hash stay in any case; beyond that, nothing that works goes in favour of something that does not.
+#[test]
+fn a_duplicate_that_works_is_not_removed_for_one_that_does_not() {
+    check(CASES, case(), |case| {
+        let (plan, desired) = (case.plan(), case.desired());
+        for (entry, step) in plan.steps() {
+            let Step::Remove { handle, reason: RemoveReason::Duplicate, .. } = step else { continue };
+            let gone = workload(&case, handle).unwrap();
+            let connector = &desired.connectors[&entry.connector];
+            let removed: BTreeSet<_> = plan
+                .steps()
+                .filter(|(_, step)| matches!(step, Step::Remove { .. }))
+                .filter_map(|(_, step)| self::handle(step))
+                .collect();
+            let stays: Vec<_> = case
+                .observed
+                .workloads
+                .iter()
+                .filter(|w| w.connector == entry.connector && !removed.contains(&w.handle))
+                .collect();
+            prop_assert_eq!(stays.len(), 1);
+            let stays = stays[0];
+            let right = |w: &Workload| w.name == connector.name.as_str() && w.hash.as_ref() == Some(&connector.hash);
+            if right(stays) && stays.phase != Phase::Broken {
+                continue;
+            }
+            prop_assert!(!right(gone) || gone.phase == Phase::Broken, "{entry:?} has the right name and hash");
+            let hash_for_running = stays.hash.as_ref() == Some(&connector.hash) && !stays.is_staged();
+            prop_assert!(!gone.phase.is_up() || stays.phase.is_up() || hash_for_running, "{entry:?} works, {stays:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_prune_guard_holds() {
+    check(CASES, case(), |case| {
+        let plan = case.plan();
+        let gone: BTreeSet<&ConnectorId> = plan
+            .steps()
+            .filter(|(_, step)| matches!(step, Step::Remove { reason: RemoveReason::NotListed, .. }))
+            .map(|(entry, _)| &entry.connector)
+            .collect();
+        let (owned, unlisted) = owned(&case);
+        let empty = case.listed.is_empty() && case.unreadable.is_empty();
+        let partial = !case.desired().unidentified.is_empty();
+        let prune = case.policy.prune;
+        let too_many = owned.len() >= 3 && unlisted.len() * 100 > owned.len() * usize::from(prune.max_percent);
+        let refused = partial || (!prune.allow && ((empty && owned.len() >= 2) || too_many));
+        if refused {
+            prop_assert!(gone.is_empty(), "removed {gone:?} of {owned:?}");
+            prop_assert_eq!(plan.refusal.is_some(), !unlisted.is_empty());
+        } else {
+            prop_assert_eq!(&gone, &unlisted);
+            prop_assert!(plan.refusal.is_none());
+        }
+        let unlabelled = case.observed.workloads.iter().filter(|w| w.platform.is_none());
+        for workload in unlabelled.filter(|w| unlisted.contains(&w.connector) || !owned.contains(&w.connector)) {
+            let touched = plan.steps().any(|(_, step)| handle(step) == Some(&workload.handle));
+            prop_assert!(!touched, "{} could be another platform's", workload.name);
+        }
+        Ok(())
+    });
+}

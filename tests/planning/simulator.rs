@@ -1,0 +1,168 @@
+//! An orchestrator in memory, written from the words of the design and not from the planner: it carries out a plan
+//! step by step and refuses whatever a real engine would refuse, or the design forbids.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp};
+use xtm_reconcile::desired::Desired;
+use xtm_reconcile::model::{Connector, ConnectorId, Handle, Observed, Phase, PlatformKind, Vitals, Workload};
+use xtm_reconcile::plan::{Plan, Step};
+
+/// What an engine holds, and what it was told to do.
+#[derive(Debug, Clone)]
+pub struct World {
+    pub observed: Observed,
+    made: usize,
+    removed: BTreeSet<Handle>,
+}
+
+/// What went wrong when a plan was carried out.
+pub type Refused = String;
+
+impl World {
+    pub fn new(observed: Observed) -> Self {
+        Self { observed, made: 0, removed: BTreeSet::new() }
+    }
+
+    /// Carries a plan out in its order.
+    pub fn apply(&mut self, plan: &Plan, desired: &Desired, now: Timestamp) -> Result<(), Refused> {
+        let mut removals_are_over = false;
+        for (entry, step) in plan.steps() {
+            let removal = matches!(step, Step::Remove { .. });
+            if removal && removals_are_over {
+                return Err(format!("{entry:?} comes after a step that is no removal"));
+            }
+            removals_are_over |= !removal;
+            self.step(&entry.connector, step, desired, now).map_err(|why| format!("{entry:?}: {why}"))?;
+            self.names_are_unique()?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, id: &ConnectorId, step: &Step, desired: &Desired, now: Timestamp) -> Result<(), Refused> {
+        match step {
+            Step::Deploy { name } => {
+                let connector = listed(id, desired)?;
+                if self.observed.workloads.iter().any(|workload| workload.connector == *id) {
+                    return Err("it has a workload already".to_owned());
+                }
+                self.make(connector, name, true, None, now)
+            }
+            Step::Refresh { old, old_name, old_up, name, start, .. } => {
+                let connector = listed(id, desired)?;
+                let before = self.of(id, old)?.clone();
+                if before.name != *old_name || before.phase.is_up() != *old_up {
+                    return Err(format!("the old one is {before:?}"));
+                }
+                self.make(connector, name, *start, Some(old), now)
+            }
+            Step::Rename { handle, from, to } => {
+                if self.of(id, handle)?.name != *from {
+                    return Err("it has another name".to_owned());
+                }
+                self.free(to, None)?;
+                self.of(id, handle)?.name.clone_from(to);
+                Ok(())
+            }
+            Step::Start { handle, .. } => {
+                let workload = self.of(id, handle)?;
+                if workload.phase.is_up() || workload.phase == Phase::Broken {
+                    return Err(format!("a workload that is {:?} cannot be started", workload.phase));
+                }
+                workload.phase = Phase::Running;
+                workload.vitals = Some(Vitals { restarts: 0, started_at: Some(now) });
+                Ok(())
+            }
+            Step::Stop { handle } => {
+                let workload = self.of(id, handle)?;
+                if !workload.phase.is_up() && workload.phase != Phase::Paused {
+                    return Err(format!("a workload that is {:?} cannot be stopped", workload.phase));
+                }
+                (workload.phase, workload.vitals) = (Phase::Exited, None);
+                Ok(())
+            }
+            Step::Hold { handle, .. } => {
+                let workload = self.of(id, handle)?;
+                (workload.phase, workload.vitals) = (Phase::Exited, None);
+                Ok(())
+            }
+            Step::Remove { handle, name, .. } => {
+                if self.of(id, handle)?.name != *name {
+                    return Err("it has another name".to_owned());
+                }
+                self.take(handle)
+            }
+        }
+    }
+
+    /// A new workload is complete before it gets its name, and only then the old one goes.
+    fn make(
+        &mut self,
+        connector: &Connector,
+        name: &str,
+        start: bool,
+        old: Option<&Handle>,
+        now: Timestamp,
+    ) -> Result<(), Refused> {
+        let staged = connector.name.staged(&connector.hash);
+        self.free(&staged, None)?;
+        self.free(name, old)?;
+        if let Some(old) = old {
+            self.take(old)?;
+        }
+        self.made += 1;
+        self.observed.workloads.push(Workload {
+            handle: Handle(format!("made-{}", self.made)),
+            name: name.to_owned(),
+            connector: connector.id.clone(),
+            platform: Some(PlatformKind::OpenCti),
+            hash: Some(connector.hash.clone()),
+            phase: if start { Phase::Running } else { Phase::Created },
+            created: now,
+            vitals: start.then_some(Vitals { restarts: 0, started_at: Some(now) }),
+        });
+        Ok(())
+    }
+
+    fn take(&mut self, handle: &Handle) -> Result<(), Refused> {
+        if !self.removed.insert(handle.clone()) {
+            return Err("it was removed before".to_owned());
+        }
+        self.observed.workloads.retain(|workload| workload.handle != *handle);
+        Ok(())
+    }
+
+    fn of(&mut self, id: &ConnectorId, handle: &Handle) -> Result<&mut Workload, Refused> {
+        let found = self.observed.workloads.iter_mut().find(|workload| workload.handle == *handle);
+        match found {
+            Some(workload) if workload.connector == *id => Ok(workload),
+            Some(workload) => Err(format!("{handle} belongs to {}", workload.connector)),
+            None => Err(format!("there is no {handle}")),
+        }
+    }
+
+    fn free(&self, name: &str, except: Option<&Handle>) -> Result<(), Refused> {
+        let taken = self.observed.workloads.iter().any(|w| w.name == name && Some(&w.handle) != except);
+        if taken || self.observed.foreign.contains_key(name) {
+            return Err(format!("the name {name} is taken"));
+        }
+        Ok(())
+    }
+
+    fn names_are_unique(&self) -> Result<(), Refused> {
+        let mut seen: BTreeSet<&str> = self.observed.foreign.keys().map(String::as_str).collect();
+        match self.observed.workloads.iter().find(|workload| !seen.insert(&workload.name)) {
+            Some(twice) => Err(format!("two workloads are named {}", twice.name)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn listed<'a>(id: &ConnectorId, desired: &'a Desired) -> Result<&'a Connector, Refused> {
+    desired.connectors.get(id).ok_or_else(|| "only a usable connector can be deployed".to_owned())
+}
+
+/// The next pass, a minute later.
+pub fn later(now: Timestamp, seconds: i64) -> Timestamp {
+    now + SignedDuration::from_secs(seconds)
+}
