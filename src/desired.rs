@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::model::{ConfigHash, Connector, ConnectorId, CurrentStatus, Requested, Variable, VariableValue, WorkloadName};
+use crate::model::{
+    ConfigHash, Connector, ConnectorId, CurrentStatus, Requested, Variable, VariableValue, WorkloadName,
+};
 use crate::secret::Secret;
 
 /// A platform's answer, whatever its protocol, before anything is checked.
@@ -208,16 +210,18 @@ impl Desired {
         }
     }
 
+    /// An entry for an id that has another one already, which is not the same, rejects the id whatever is in them.
     fn reject(&mut self, id: &ConnectorId, title: String, shown: Option<CurrentStatus>, reason: Rejection) {
-        let twice = self.connectors.remove(id).is_some()
-            || self.rejected.get(id).is_some_and(|before| before.reason != reason || before.title != title);
-        let reason = if twice { Rejection::ListedTwice } else { reason };
-        let title = match self.rejected.remove(id) {
-            Some(before) => before.title.min(title),
-            None => title,
-        };
-        let shown = if twice { None } else { shown };
-        self.rejected.insert(id.clone(), Rejected { id: id.clone(), title, reason, shown });
+        let mut rejected = Rejected { id: id.clone(), title, reason, shown };
+        let usable = self.connectors.remove(id).map(|connector| connector.title);
+        let before = self.rejected.remove(id);
+        if usable.is_some() || before.as_ref().is_some_and(|before| *before != rejected) {
+            (rejected.reason, rejected.shown) = (Rejection::ListedTwice, None);
+        }
+        // The smallest, so that the order of the list has no influence.
+        let titles = usable.into_iter().chain(before.map(|before| before.title));
+        rejected.title = titles.fold(rejected.title, Ord::min);
+        self.rejected.insert(id.clone(), rejected);
     }
 }
 
@@ -235,8 +239,7 @@ fn check(id: &ConnectorId, wire: WireConnector) -> Result<Connector, Rejection> 
         "stopping" | "stopped" => Requested::Stop,
         _ => return Err(Rejection::UnknownStatus { status: wire.requested }),
     };
-    let hash =
-        ConfigHash::new(&wire.hash).map_err(|invalid| Rejection::InvalidHash { why: invalid.to_string() })?;
+    let hash = ConfigHash::new(&wire.hash).map_err(|invalid| Rejection::InvalidHash { why: invalid.to_string() })?;
     let image = check_image(&wire.image)?;
     let variables = wire.configuration.into_iter().filter_map(|entry| variable(entry).transpose());
     Ok(Connector {

@@ -218,8 +218,9 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Po
     let groups = keeper::group(observed);
     let kept = keeper::choose(desired, &groups);
     let refusal = prune::judge(desired, &groups, policy.prune);
-    let removals = keeper::removals(desired, &groups, &kept, refusal.is_some());
-    let names = names::Names::new(desired, observed, &kept, &removals);
+    let claims = names::Claims::new(desired, observed);
+    let removals = keeper::removals(desired, &groups, &kept, &claims, refusal.is_some());
+    let names = names::Names::new(claims, observed, &removals);
 
     let mut decided = decide::Decided::new(memory, policy, now);
     for (id, connector) in &desired.connectors {

@@ -36,11 +36,13 @@ impl<'a> Decided<'a> {
             self.push(&connector.id, &connector.title, absent(connector, landing));
             return;
         };
-        let held = self.held(connector) && !workload.phase.is_up();
-        let ended = has_ended(connector, workload) && !held;
+        let held = self.held(connector, workload);
+        let refresh_reason = refresh_reason(connector, workload);
+        let ended = has_ended(connector, workload) && !held && refresh_reason.is_none();
         let assessment = self.remember(&connector.id, Some(workload), u64::from(ended));
-        if let Some(reason) = refresh_reason(connector, workload) {
-            let refresh = refresh(connector, workload, landing, reason);
+        self.keep_or_release(connector, workload, held);
+        if let Some(reason) = refresh_reason {
+            let refresh = refresh(connector, workload, landing, reason, held);
             return self.push(&connector.id, &connector.title, Decision::Step(refresh));
         }
         if workload.name != landing {
@@ -54,9 +56,6 @@ impl<'a> Decided<'a> {
             Requested::Run => self.keep_running(connector, workload, hold, &landing),
             Requested::Stop => stop(workload),
         };
-        if held {
-            self.connectors.entry(connector.id.clone()).or_default().held = Some(connector.hash.clone());
-        }
         self.push(&connector.id, &connector.title, decision);
     }
 
@@ -98,9 +97,28 @@ impl<'a> Decided<'a> {
         self.entries.push(Entry { connector: id.clone(), title: title.to_owned(), decision });
     }
 
-    fn held(&self, connector: &Connector) -> bool {
+    /// Whether it was held with this configuration, and nobody released it since.
+    fn held(&self, connector: &Connector, workload: &Workload) -> bool {
         let held = self.before.connectors.get(&connector.id).and_then(|memory| memory.held.as_ref());
-        connector.requested == Requested::Run && held == Some(&connector.hash)
+        connector.requested == Requested::Run
+            && held == Some(&connector.hash)
+            && workload.hash.as_ref() == held
+            && !workload.phase.is_up()
+    }
+
+    /// Remembers a hold that lasts. What releases one also ends the loop that led to it: without that, the restarts
+    /// before the release would have the workload held again.
+    fn keep_or_release(&mut self, connector: &Connector, workload: &Workload, held: bool) {
+        let was_held = self.before.connectors.get(&connector.id).is_some_and(|memory| memory.held.is_some());
+        let changed = workload.hash.as_ref() != Some(&connector.hash);
+        let stopped = connector.requested == Requested::Stop && (was_held || must_stop(workload));
+        if held {
+            self.connectors.entry(connector.id.clone()).or_default().held = Some(connector.hash.clone());
+        } else if let (true, Some(memory)) = (changed || stopped, self.connectors.get_mut(&connector.id))
+            && let Some(window) = &mut memory.window
+        {
+            window.start_anew();
+        }
     }
 
     /// Brings the restart history up to date; `extra` are restarts that this plan makes itself.
@@ -164,11 +182,18 @@ fn absent(connector: &Connector, name: String) -> Decision {
 }
 
 fn stop(workload: &Workload) -> Decision {
+    if must_stop(workload) {
+        Decision::Step(Step::Stop { handle: workload.handle.clone() })
+    } else {
+        Decision::Skip(Skip::Stopped)
+    }
+}
+
+/// Whether there is something to stop.
+fn must_stop(workload: &Workload) -> bool {
     match workload.phase {
-        Phase::Running | Phase::Restarting | Phase::Paused => {
-            Decision::Step(Step::Stop { handle: workload.handle.clone() })
-        }
-        Phase::Created | Phase::Exited | Phase::Broken => Decision::Skip(Skip::Stopped),
+        Phase::Running | Phase::Restarting | Phase::Paused => true,
+        Phase::Created | Phase::Exited | Phase::Broken => false,
     }
 }
 
@@ -186,13 +211,13 @@ fn refresh_reason(connector: &Connector, workload: &Workload) -> Option<RefreshR
     (workload.phase == Phase::Broken).then_some(RefreshReason::Broken)
 }
 
-fn refresh(connector: &Connector, workload: &Workload, name: String, reason: RefreshReason) -> Step {
+fn refresh(connector: &Connector, workload: &Workload, name: String, reason: RefreshReason, held: bool) -> Step {
     Step::Refresh {
         old: workload.handle.clone(),
         old_name: workload.name.clone(),
         old_up: workload.phase.is_up(),
         name,
-        start: connector.requested == Requested::Run,
+        start: connector.requested == Requested::Run && !held,
         reason,
     }
 }

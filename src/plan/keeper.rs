@@ -2,6 +2,7 @@
 
 use crate::desired::Desired;
 use crate::model::{ConfigHash, Observed, Phase, Workload, WorkloadName};
+use crate::plan::names::Claims;
 use crate::plan::{Decision, Entry, Groups, Kept, RemoveReason, Step};
 
 /// Workloads by connector; within one, in the order of their engine ids.
@@ -29,33 +30,46 @@ pub(super) fn choose<'a>(desired: &Desired, groups: &Groups<'a>) -> Kept<'a> {
     kept
 }
 
-/// A workload that never ran under a temporary name was being made when a pass was cut off: it may lack its files.
+/// A workload that never ran under a temporary name was being made when a pass was cut off: it may lack its files. A
+/// broken one is of no more use, and would be in the way of the next attempt, which needs the same name.
 fn is_complete(workload: &Workload) -> bool {
-    !(workload.is_staged() && workload.phase == Phase::Created)
+    !(workload.is_staged() && matches!(workload.phase, Phase::Created | Phase::Broken))
 }
 
-/// Right name and hash first (design: Ownership); then what runs, before what is merely well named.
+/// Right name and hash first (design: Ownership), unless it can never run again; then what runs, before what is merely
+/// well named. A replacement that is down before it took its name has failed: what it was to replace stays.
 fn rank<'a>(workload: &'a Workload, wanted: Option<(&WorkloadName, &ConfigHash)>) -> impl Ord + use<'a> {
     let name = wanted.is_some_and(|(name, _)| workload.name == name.as_str());
     let hash = wanted.is_some_and(|(_, hash)| workload.hash.as_ref() == Some(hash));
-    (name && hash, hash, workload.phase.is_up(), name, workload.created, &workload.handle)
+    let up = workload.phase.is_up();
+    let failed = workload.is_staged() && !up;
+    (workload.phase != Phase::Broken, name && hash, !failed, hash, up, name, workload.created, &workload.handle)
 }
 
 /// Every removal: of unlisted connectors unless refused, and of what a listed connector has too many.
 ///
-/// A rejected connector keeps all it has, incomplete leftovers aside.
-pub(super) fn removals(desired: &Desired, groups: &Groups<'_>, kept: &Kept<'_>, refused: bool) -> Vec<Entry> {
+/// A rejected connector keeps all it has, incomplete leftovers aside; one that could not be looked at keeps these too.
+pub(super) fn removals(
+    desired: &Desired,
+    groups: &Groups<'_>,
+    kept: &Kept<'_>,
+    claims: &Claims<'_>,
+    refused: bool,
+) -> Vec<Entry> {
     let mut entries = Vec::new();
     for (id, workloads) in groups {
         let connector = desired.connectors.get(*id);
+        let usable = connector.is_some_and(|connector| claims.rejection(connector).is_none());
         for workload in workloads {
             let stays = kept.get(*id).is_some_and(|keeper| keeper.handle == workload.handle);
             let reason = if !desired.lists(id) {
                 (!refused && workload.platform.is_some()).then_some(RemoveReason::NotListed)
+            } else if claims.is_unobservable(id) {
+                None
             } else if !is_complete(workload) {
                 Some(RemoveReason::Incomplete)
             } else {
-                (!stays && connector.is_some()).then_some(RemoveReason::Duplicate)
+                (!stays && usable).then_some(RemoveReason::Duplicate)
             };
             let Some(reason) = reason else { continue };
             entries.push(Entry {

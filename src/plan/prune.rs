@@ -30,7 +30,9 @@ pub enum PruneRefusal {
         max_percent: u8,
     },
     /// Some entries of the list could not even be identified. No flag overrides this one.
-    #[error("{unidentified} entries of the platform's list have no usable id, so {removals} workloads that seem unlisted are kept")]
+    #[error(
+        "{unidentified} entries of the platform's list have no usable id, so {removals} workloads that seem unlisted are kept"
+    )]
     PartialListing {
         /// Entries without an id.
         unidentified: usize,

@@ -97,6 +97,15 @@ pub fn observe(
     (Some(window), assessment)
 }
 
+impl RestartWindow {
+    /// Lets no restart so far count any more, for its cause was dealt with: another configuration, or a stop that was
+    /// asked for. The total stays.
+    pub fn start_anew(&mut self) {
+        let older = self.samples.len().saturating_sub(1);
+        self.samples.drain(..older);
+    }
+}
+
 /// The newest sample at least one window old, else the oldest one, else the workload's creation with none.
 fn base(samples: &[Sample], created: Timestamp, rule: LoopRule, now_s: i64) -> Sample {
     samples
