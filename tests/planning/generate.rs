@@ -153,7 +153,9 @@ fn workload() -> impl Strategy<Value = Workload> {
 /// Names are unique, as an engine makes them.
 fn observed() -> impl Strategy<Value = Observed> {
     let foreign = prop::collection::vec(prop::sample::select(&["beta", "gamma", "delta", "elsewhere"][..]), 0..2);
-    (prop::collection::vec(workload(), 0..9), foreign).prop_map(|(drawn, foreign)| {
+    let failed = prop::collection::btree_map(id(), Just("timeout"), 0..2);
+    let failed = prop_oneof![5 => Just(BTreeMap::new()), 1 => failed];
+    (prop::collection::vec(workload(), 0..9), foreign, failed).prop_map(|(drawn, foreign, failed)| {
         let foreign: BTreeMap<String, String> =
             foreign.into_iter().map(|name| (name.to_owned(), "somebody".to_owned())).collect();
         let mut seen: BTreeSet<String> = foreign.keys().cloned().collect();
@@ -164,7 +166,10 @@ fn observed() -> impl Strategy<Value = Observed> {
                 workloads.push(workload);
             }
         }
-        Observed { workloads, foreign }
+        let known = |id: &ConnectorId| workloads.iter().any(|workload| workload.connector == *id);
+        let failed = failed.into_iter().map(|(id, why)| (ConnectorId::new(&id).unwrap(), why.to_owned()));
+        let failed = failed.filter(|(id, _)| known(id)).collect();
+        Observed { workloads, foreign, failed }
     })
 }
 

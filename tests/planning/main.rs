@@ -1,5 +1,11 @@
 //! The planner: golden scenarios and properties. Pure, no engine needed.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests fail by panicking, helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests fail by panicking, helpers too"
+)]
 
 mod generate;
 mod golden;

@@ -31,6 +31,9 @@ pub struct Scenario {
     observed: Vec<WorkloadInput>,
     #[serde(default)]
     foreign: BTreeMap<String, String>,
+    /// Connectors with a workload that could not be looked at, and why.
+    #[serde(default)]
+    failed: BTreeMap<ConnectorId, String>,
     #[serde(default)]
     memory: MemoryInput,
 }
@@ -179,17 +182,14 @@ impl Scenario {
     }
 
     pub fn memory(&self) -> Memory {
-        Memory {
-            registration: None,
-            connectors: self.memory.connectors.clone(),
-            adopted: self.memory.adopted.clone(),
-        }
+        Memory { registration: None, connectors: self.memory.connectors.clone(), adopted: self.memory.adopted.clone() }
     }
 
     pub fn plan(&self) -> Plan {
         let observed = Observed {
             workloads: self.observed.iter().map(WorkloadInput::workload).collect(),
             foreign: self.foreign.clone(),
+            failed: self.failed.clone(),
         };
         let policy = Policy {
             platform: PlatformKind::OpenCti,

@@ -2,9 +2,7 @@
 
 use jiff::Timestamp;
 use xtm_reconcile::desired::{self, Desired, Listing, WireConnector};
-use xtm_reconcile::model::{
-    ConfigHash, ConnectorId, Handle, Memory, Observed, Phase, PlatformKind, Vitals, Workload,
-};
+use xtm_reconcile::model::{ConfigHash, ConnectorId, Handle, Memory, Observed, Phase, PlatformKind, Vitals, Workload};
 use xtm_reconcile::plan::restart_window::LoopRule;
 use xtm_reconcile::plan::{Decision, LoopAction, Plan, Policy, PrunePolicy, Skip, Step, plan};
 
@@ -79,9 +77,9 @@ fn a_refresh_that_was_killed_anywhere_is_mended_by_the_next_pass() {
             let mut world = World::new(Observed { workloads, ..Observed::default() });
             let first = plan(&desired, &world.observed, &Memory::default(), &POLICY, now());
             if start {
-                let removed = first.steps().any(|(_, step)| {
-                    matches!(step, Step::Remove { handle, .. } if Some(handle) == runs.as_ref())
-                });
+                let removed = first
+                    .steps()
+                    .any(|(_, step)| matches!(step, Step::Remove { handle, .. } if Some(handle) == runs.as_ref()));
                 assert!(!removed, "{story}: what works is removed before something else does: {first:#?}");
             }
             world.apply(&first, &desired, now()).unwrap_or_else(|why| panic!("{story}: {why}"));

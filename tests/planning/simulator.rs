@@ -8,6 +8,8 @@ use xtm_reconcile::desired::Desired;
 use xtm_reconcile::model::{Connector, ConnectorId, Handle, Observed, Phase, PlatformKind, Vitals, Workload};
 use xtm_reconcile::plan::{Plan, Step};
 
+use crate::scenario::turn;
+
 /// What an engine holds, and what it was told to do.
 #[derive(Debug, Clone)]
 pub struct World {
@@ -26,13 +28,20 @@ impl World {
 
     /// Carries a plan out in its order.
     pub fn apply(&mut self, plan: &Plan, desired: &Desired, now: Timestamp) -> Result<(), Refused> {
-        let mut removals_are_over = false;
-        for (entry, step) in plan.steps() {
-            let removal = matches!(step, Step::Remove { .. });
-            if removal && removals_are_over {
-                return Err(format!("{entry:?} comes after a step that is no removal"));
-            }
-            removals_are_over |= !removal;
+        self.apply_turned(plan, desired, now, 0)
+    }
+
+    /// Carries a plan out with its connectors in another order: after the removals, they do not wait for each other.
+    pub fn apply_turned(&mut self, plan: &Plan, desired: &Desired, now: Timestamp, by: usize) -> Result<(), Refused> {
+        let steps: Vec<_> = plan.steps().collect();
+        let first_other = steps.iter().position(|(_, step)| !is_removal(step)).unwrap_or(steps.len());
+        let (removals, others) = steps.split_at(first_other);
+        if let Some((late, _)) = others.iter().find(|(_, step)| is_removal(step)) {
+            return Err(format!("{late:?} comes after a step that is no removal"));
+        }
+        let mut connectors: Vec<_> = others.chunk_by(|(a, _), (b, _)| a.connector == b.connector).collect();
+        turn(&mut connectors, by);
+        for (entry, step) in removals.iter().chain(connectors.into_iter().flatten()) {
             self.step(&entry.connector, step, desired, now).map_err(|why| format!("{entry:?}: {why}"))?;
             self.names_are_unique()?;
         }
@@ -156,6 +165,10 @@ impl World {
             None => Ok(()),
         }
     }
+}
+
+fn is_removal(step: &Step) -> bool {
+    matches!(step, Step::Remove { .. })
 }
 
 fn listed<'a>(id: &ConnectorId, desired: &'a Desired) -> Result<&'a Connector, Refused> {
