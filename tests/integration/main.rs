@@ -1,0 +1,5 @@
+//! The program against a real Docker engine, a real registry and the stand-in platform. Run by `tests/run`.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+mod scene;
+mod support;
