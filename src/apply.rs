@@ -66,7 +66,7 @@ impl<O: Orchestrator> Applier<'_, O> {
         for (place, _, _) in blocked {
             outcomes.insert(place, not_done("a removal before it failed"));
         }
-        outcomes.append(&mut self.run(by_connector(free)).await);
+        outcomes.append(&mut self.run(by_connector(&free)).await);
         outcomes
     }
 
@@ -122,6 +122,6 @@ fn not_done(why: &'static str) -> Outcome {
 }
 
 /// Entries of one connector stand together in a plan.
-fn by_connector(steps: Vec<Placed<'_>>) -> Vec<Vec<Placed<'_>>> {
+fn by_connector<'a>(steps: &[Placed<'a>]) -> Vec<Vec<Placed<'a>>> {
     steps.chunk_by(|a, b| a.1 == b.1).map(<[_]>::to_vec).collect()
 }

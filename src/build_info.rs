@@ -1,5 +1,7 @@
 //! Build information for `--version`. Everything falls back to "unknown": a source archive has no commit.
 
+#![expect(clippy::print_stdout, reason = "a build script speaks to cargo on standard output")]
+
 use std::env;
 use std::process::Command;
 

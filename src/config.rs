@@ -45,9 +45,9 @@ pub struct Settings {
 /// Who we are.
 #[derive(Debug)]
 pub struct Manager {
-    /// MANAGER__ID.
+    /// `MANAGER__ID`.
     pub id: ManagerId,
-    /// MANAGER__NAME.
+    /// `MANAGER__NAME`.
     pub name: String,
     /// The key pair for secrets.
     pub key: ManagerKey,
@@ -90,11 +90,11 @@ pub struct OpenCtiSettings {
 /// The proxy as connectors get it.
 #[derive(Debug)]
 pub struct ConnectorProxy {
-    /// HTTP_PROXY.
+    /// `HTTP_PROXY`.
     pub http: Option<Secret>,
-    /// HTTPS_PROXY.
+    /// `HTTPS_PROXY`.
     pub https: Option<Secret>,
-    /// NO_PROXY.
+    /// `NO_PROXY`.
     pub no_proxy: Option<String>,
     /// CA certificates, one PEM text; copied into the container.
     pub ca: Option<String>,
@@ -215,7 +215,11 @@ fn logging(raw: &Raw, funnel: &mut Funnel) -> Logging {
     let levels = ["trace", "debug", "info", "warn", "error"];
     let level = raw.manager__logger__level.as_deref().unwrap_or("info").trim().to_ascii_lowercase();
     if !levels.contains(&level.as_str()) {
-        funnel.problem("MANAGER__LOGGER__LEVEL", format!("{level:?} is no level"), "use trace, debug, info, warn or error");
+        funnel.problem(
+            "MANAGER__LOGGER__LEVEL",
+            format!("{level:?} is no level"),
+            "use trace, debug, info, warn or error",
+        );
     }
     let json = match raw.manager__logger__format.as_deref().map(str::trim) {
         None => None,
@@ -275,10 +279,10 @@ fn policy(raw: &Raw, funnel: &mut Funnel, allow_prune: bool) -> Policy {
             LoopAction::Report
         }
     };
-    let window = funnel.number("MANAGER__REBOOT_LOOP__WINDOW", raw.manager__reboot_loop__window.as_deref(), 1..=604_800);
+    let window =
+        funnel.number("MANAGER__REBOOT_LOOP__WINDOW", raw.manager__reboot_loop__window.as_deref(), 1..=604_800);
     let limit = funnel.number("MANAGER__REBOOT_LOOP__LIMIT", raw.manager__reboot_loop__limit.as_deref(), 0..=10_000);
-    let percent =
-        funnel.number("MANAGER__MAX_REMOVALS_PERCENT", raw.manager__max_removals_percent.as_deref(), 0..=100);
+    let percent = funnel.number("MANAGER__MAX_REMOVALS_PERCENT", raw.manager__max_removals_percent.as_deref(), 0..=100);
     let allowed = funnel.flag("MANAGER__ALLOW_PRUNE", raw.manager__allow_prune.as_deref());
     Policy {
         platform: PlatformKind::OpenCti,
@@ -310,7 +314,9 @@ fn manager_id(raw: &Raw, funnel: &mut Funnel) -> Option<ManagerId> {
         return None;
     }
     ManagerId::new(text)
-        .map_err(|invalid| funnel.problem(variable, format!("{text:?} cannot be a label: {invalid}"), "choose another id"))
+        .map_err(|invalid| {
+            funnel.problem(variable, format!("{text:?} cannot be a label: {invalid}"), "choose another id")
+        })
         .ok()
 }
 
@@ -365,10 +371,8 @@ fn registry(raw: &Raw, funnel: &mut Funnel) -> Registry {
 
 fn connector_proxy(raw: &Raw, funnel: &mut Funnel) -> Option<ConnectorProxy> {
     let with_proxy = funnel.flag("OPENCTI__WITH_PROXY", raw.opencti__with_proxy.as_deref());
-    let reject_unauthorized = funnel.flag(
-        "OPENCTI__HTTPS_PROXY_REJECT_UNAUTHORIZED",
-        raw.opencti__https_proxy_reject_unauthorized.as_deref(),
-    );
+    let reject_unauthorized = funnel
+        .flag("OPENCTI__HTTPS_PROXY_REJECT_UNAUTHORIZED", raw.opencti__https_proxy_reject_unauthorized.as_deref());
     if !with_proxy {
         return None;
     }
@@ -384,9 +388,8 @@ fn connector_proxy(raw: &Raw, funnel: &mut Funnel) -> Option<ConnectorProxy> {
 }
 
 fn opencti(raw: Raw, proxy: Option<&ConnectorProxy>, funnel: &mut Funnel) -> Option<OpenCtiSettings> {
-    let seconds = |funnel: &mut Funnel, name: &str, text: Option<&str>| {
-        Duration::from_secs(funnel.number(name, text, 1..=3600))
-    };
+    let seconds =
+        |funnel: &mut Funnel, name: &str, text: Option<&str>| Duration::from_secs(funnel.number(name, text, 1..=3600));
     let request_timeout = seconds(funnel, "OPENCTI__REQUEST_TIMEOUT", raw.opencti__request_timeout.as_deref());
     let connect_timeout = seconds(funnel, "OPENCTI__CONNECT_TIMEOUT", raw.opencti__connect_timeout.as_deref());
     let pull_timeout = seconds(funnel, "OPENCTI__PULL_TIMEOUT", raw.opencti__pull_timeout.as_deref());

@@ -26,18 +26,8 @@ pub const TERMINATED: u8 = 143;
 /// The one code of several: 78 > 3 > 4 > 6 > 5 > 1 > 2 > 0; a signal's code stands above all but 78.
 #[must_use]
 pub fn worst(codes: impl IntoIterator<Item = u8>) -> u8 {
-    const ORDER: [u8; 10] = [
-        CONFIG,
-        INTERRUPTED,
-        TERMINATED,
-        PLATFORM,
-        ORCHESTRATOR,
-        LOCKED,
-        GUARD,
-        CONNECTOR_FAILED,
-        CHANGES_PENDING,
-        OK,
-    ];
+    const ORDER: [u8; 10] =
+        [CONFIG, INTERRUPTED, TERMINATED, PLATFORM, ORCHESTRATOR, LOCKED, GUARD, CONNECTOR_FAILED, CHANGES_PENDING, OK];
     let place = |code: &u8| ORDER.iter().position(|known| known == code).unwrap_or(0);
     codes.into_iter().min_by_key(place).unwrap_or(OK)
 }

@@ -78,7 +78,8 @@ pub fn run() -> u8 {
 
 fn load(args: &PassArgs) -> Result<Settings, ConfigError> {
     // What is not UTF-8 is no setting of ours.
-    let environment = std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
+    let environment =
+        std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
     config::load(&args.config, environment, args.allow_prune)
 }
 
@@ -201,7 +202,9 @@ fn print(text: &str) -> u8 {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => exit::OK,
-        Err(error) => complain(&format!("xtm-reconcile: the report cannot be written: {error}"), exit::CONNECTOR_FAILED),
+        Err(error) => {
+            complain(&format!("xtm-reconcile: the report cannot be written: {error}"), exit::CONNECTOR_FAILED)
+        }
     }
 }
 

@@ -97,9 +97,12 @@ fn needles<'a>(secrets: &[&'a Secret]) -> Vec<&'a str> {
 }
 
 fn mask(line: &str, needles: &[&str]) -> String {
-    needles.iter().fold(line.to_owned(), |line, needle| {
-        if line.contains(needle) { line.replace(needle, MASK) } else { line }
-    })
+    needles.iter().fold(
+        line.to_owned(),
+        |line, needle| {
+            if line.contains(needle) { line.replace(needle, MASK) } else { line }
+        },
+    )
 }
 
 /// Without terminal escapes and control characters, tabs as spaces, cut to [`LINE_MAX`] with a mark.

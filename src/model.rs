@@ -84,7 +84,7 @@ macro_rules! label_type {
 }
 
 label_type! {
-    /// MANAGER__ID: who owns a workload. Must never change, OpenCTI refuses a second one (contracts 1.2).
+    /// `MANAGER__ID`: who owns a workload. Must never change, OpenCTI refuses a second one (contracts 1.2).
     ManagerId
 }
 label_type! {
@@ -137,7 +137,10 @@ impl fmt::Display for ConfigHash {
 /// First `digits` hex digits of the SHA-256 of `text`.
 #[must_use]
 pub fn short_hash(text: &str, digits: usize) -> String {
-    let mut hex: String = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut hex = String::with_capacity(64);
+    for byte in Sha256::digest(text.as_bytes()) {
+        hex.push_str(&format!("{byte:02x}"));
+    }
     hex.truncate(digits);
     hex
 }

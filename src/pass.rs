@@ -27,7 +27,7 @@ use crate::report::{PlatformReport, Report, Stage};
 use crate::stop::{Cause, Stop};
 
 /// Added to the pass deadline, so that the lock outlives the steps that finish after it.
-const LOCK_GRACE: Duration = Duration::from_secs(240);
+const LOCK_GRACE: Duration = Duration::from_mins(4);
 
 /// What to do in one pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,7 @@ pub async fn pass(settings: Arc<Settings>, command: Command, stop: &Stop, progre
     if let Err(end) = pass.stages(&id, progress).await {
         pass.ended(&end);
     }
-    pass.settings.notices.iter().for_each(|notice| pass.report.notices.push(notice.message.clone()));
+    pass.report.notices.extend(pass.settings.notices.iter().map(|notice| notice.message.clone()));
     let pending = match command {
         Command::Plan { detailed_exitcode: true } => Some(exit::CHANGES_PENDING),
         _ => None,
@@ -146,8 +146,14 @@ impl Pass<'_> {
         if let Some(cause) = self.stop.cause() {
             return Err(End::Stopped(cause));
         }
+        let recalled = memory.clone();
         *memory = plan.memory.clone();
         memory.adopted.clone_from(&observation.adopted);
+        memory.registration.clone_from(&recalled.registration);
+        if plan.steps().any(|(_, step)| matches!(step, Step::Hold { .. })) {
+            // Killed between the stop and the record, the next pass would start what is to be held.
+            orchestrator.remember(permit, memory).await?;
+        }
         let begun = Instant::now();
         let applier = Applier {
             orchestrator,
@@ -176,7 +182,9 @@ impl Pass<'_> {
         };
         let (sent, failures) = publisher.publish(jobs).await;
         self.report.platform(|platform| platform.sent = sent);
-        failures.iter().for_each(|failure| self.report.publish_failed(failure));
+        for failure in &failures {
+            self.report.publish_failed(failure);
+        }
         self.stage("publish", begun);
         match self.stop.cause() {
             Some(cause) => Err(End::Stopped(cause)),
@@ -195,7 +203,7 @@ impl Pass<'_> {
             settings.limits.concurrency,
             progress,
         );
-        let version = self.ask("about", |platform| platform.version());
+        let version = self.ask("about", super::platform::Platform::version);
         let (docker, version) = self.until_stopped(async { tokio::join!(docker, version) }).await?;
         let version = match (version, &docker) {
             (Ok(version), _) => version,
@@ -229,7 +237,8 @@ impl Pass<'_> {
     ) -> Result<crate::model::Registration, End> {
         let known = self.ask("heartbeat", move |platform| platform.heartbeat(permit)).await?;
         let wanted = self.platform.registration(version);
-        let why = if known { registration_change(memory, &wanted) } else { Some("the platform did not know this manager") };
+        let why =
+            if known { registration_change(memory, &wanted) } else { Some("the platform did not know this manager") };
         if let Some(why) = why {
             tracing::info!(why, "registering");
             self.ask("register", move |platform| platform.register(permit)).await?;
@@ -241,7 +250,7 @@ impl Pass<'_> {
 
     /// What [`Self::register`] would find, without a write.
     async fn foretell_registration(&mut self, version: &str, memory: &Memory) -> Result<(), End> {
-        let managers = self.ask("managers", |platform| platform.managers()).await?;
+        let managers = self.ask("managers", super::platform::Platform::managers).await?;
         let id = format!("(id {})", self.settings.manager.id);
         let wanted = self.platform.registration(version);
         let told = if managers.iter().any(|manager| manager.ends_with(&id)) {
@@ -266,10 +275,12 @@ impl Pass<'_> {
         memory: Memory,
     ) -> Result<(Arc<Desired>, Arc<Plan>, Prepared, Observation), End> {
         let begun = Instant::now();
-        let listing = self.ask("connectorsForManagers", |platform| platform.pull()).await?;
+        let listing = self.ask("connectorsForManagers", super::platform::Platform::pull).await?;
         let desired = Arc::new(desired::read(listing));
         self.report.platform(|platform| platform.listed = Some(desired.listed()));
-        desired.unidentified.iter().for_each(|why| self.report.unidentified(why));
+        for why in &desired.unidentified {
+            self.report.unidentified(why);
+        }
         self.stage("pull", begun);
 
         let begun = Instant::now();
@@ -304,9 +315,9 @@ impl Pass<'_> {
             };
             prepare::prepare(&plan, &desired, &settings.manager.key, &common, &stop)
         };
-        tokio::task::spawn_blocking(work).await.map_err(|lost| {
-            PlatformError::Abandoned { operation: "decrypting", why: lost.to_string() }.into()
-        })
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|lost| PlatformError::Abandoned { operation: "decrypting", why: lost.to_string() }.into())
     }
 
     /// The workloads after the steps: those that a step was for are looked at again.
@@ -321,12 +332,12 @@ impl Pass<'_> {
         let mut afters = Afters::default();
         let touched = touched(plan, outcomes);
         for workload in observed.workloads {
-            if plan.kept.get(&workload.connector) != Some(&workload.handle) || touched.contains_key(&workload.connector) {
+            if plan.kept.get(&workload.connector) != Some(&workload.handle) || touched.contains_key(&workload.connector)
+            {
                 continue;
             }
             let environment = environments.remove(&workload.handle).unwrap_or_default();
-            let (handle, phase, created, vitals) =
-                (workload.handle, workload.phase, workload.created, workload.vitals);
+            let (handle, phase, created, vitals) = (workload.handle, workload.phase, workload.created, workload.vitals);
             let after = After { handle, phase, created, vitals, environment, touched: false };
             afters.states.insert(workload.connector, after);
         }
@@ -430,12 +441,11 @@ fn touched(plan: &Plan, outcomes: &Outcomes) -> BTreeMap<ConnectorId, Handle> {
     for (place, entry) in plan.entries.iter().enumerate() {
         let outcome = outcomes.get(&place).map(|outcome| &outcome.result);
         let handle = match (&entry.decision, outcome) {
-            (Decision::Step(Step::Remove { .. }), _) => None,
-            (Decision::Step(_), Some(Ok(handle))) => handle.clone(),
-            (Decision::Step(_), None | Some(Err(StepError::Stopped(_)))) => None,
-            (Decision::Step(step), Some(Err(_))) => subject(step).cloned(),
             (Decision::Skip(Skip::Held), _) => plan.kept.get(&entry.connector).cloned(),
-            (Decision::Skip(_) | Decision::Reject(_), _) => None,
+            (Decision::Step(Step::Remove { .. }), _) | (_, Some(Err(StepError::Stopped(_)))) => None,
+            (Decision::Step(_), Some(Ok(handle))) => handle.clone(),
+            (Decision::Step(step), Some(Err(_))) => subject(step).cloned(),
+            _ => None,
         };
         if let Some(handle) = handle {
             touched.insert(entry.connector.clone(), handle);

@@ -157,11 +157,14 @@ fn secrets(connector: Option<&Connector>, environment: &[(String, Secret)]) -> V
     let sensitive = |name: &str, value: &Secret| {
         let upper = name.to_ascii_uppercase();
         encrypted(name)
-            || ["TOKEN", "PASSWORD", "PASSWD", "SECRET", "API_KEY", "APIKEY", "CREDENTIAL"].iter().any(|w| upper.contains(w))
+            || ["TOKEN", "PASSWORD", "PASSWD", "SECRET", "API_KEY", "APIKEY", "CREDENTIAL"]
+                .iter()
+                .any(|w| upper.contains(w))
             || upper.ends_with("_KEY")
             || (upper.ends_with("_PROXY") && value.expose().contains('@'))
     };
-    let trivial = |value: &Secret| matches!(value.expose().to_ascii_lowercase().as_str(), "true" | "false" | "none" | "null");
+    let trivial =
+        |value: &Secret| matches!(value.expose().to_ascii_lowercase().as_str(), "true" | "false" | "none" | "null");
     environment
         .iter()
         .filter(|(name, value)| sensitive(name, value) && !trivial(value))
@@ -209,7 +212,8 @@ impl<O: Orchestrator> Publisher<'_, O> {
         let stopped = self.stop.cause().is_some();
         let Job { connector, status, health, logs, secrets } = job;
         if let Some(health) = health.filter(|_| !stopped) {
-            let call = move |platform: &dyn Platform, permit, id: &ConnectorId| platform.set_health(permit, id, &health);
+            let call =
+                move |platform: &dyn Platform, permit, id: &ConnectorId| platform.set_health(permit, id, &health);
             sent.health += usize::from(self.call(&connector, "health", gone, &mut failures, call).await);
         }
         if let Some(handle) = logs.filter(|_| !stopped && self.tail > 0) {
@@ -234,7 +238,8 @@ impl<O: Orchestrator> Publisher<'_, O> {
         match self.orchestrator.logs(handle, self.tail, &secrets).await {
             Ok(lines) if lines.is_empty() => false,
             Ok(lines) => {
-                let call = move |platform: &dyn Platform, permit, id: &ConnectorId| platform.set_logs(permit, id, &lines);
+                let call =
+                    move |platform: &dyn Platform, permit, id: &ConnectorId| platform.set_logs(permit, id, &lines);
                 self.call(connector, "logs", gone, failures, call).await
             }
             Err(error) => {
@@ -274,8 +279,7 @@ impl<O: Orchestrator> Publisher<'_, O> {
         match tokio::task::spawn_blocking(move || call(platform.as_ref(), permit, &id)).await {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
-                let platform_gone =
-                    matches!(error, PlatformError::Http { .. } | PlatformError::TokenRefused { .. });
+                let platform_gone = matches!(error, PlatformError::Http { .. } | PlatformError::TokenRefused { .. });
                 if platform_gone {
                     gone.store(true, Ordering::Relaxed);
                 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::apply::Outcomes;
+use crate::apply::{Outcome, Outcomes};
 use crate::desired::Rejection;
 use crate::exit;
 use crate::model::{ConnectorId, PlatformKind};
@@ -32,7 +32,7 @@ pub struct Report {
     pub command: &'static str,
     /// This pass's id; the same as in the log.
     pub pass: String,
-    /// MANAGER__ID.
+    /// `MANAGER__ID`.
     pub manager: String,
     /// When it began.
     pub started_at: Timestamp,
@@ -264,7 +264,8 @@ impl Report {
             if late.is_some() && told == Some(&entry.connector) {
                 continue;
             }
-            let mut line = line(entry, late, outcomes.map(|outcomes| outcomes.get(&place)));
+            let outcome = outcomes.and_then(|outcomes| outcomes.get(&place));
+            let mut line = line(entry, late, outcomes.is_some(), outcome);
             if late.is_some() {
                 told = Some(&entry.connector);
             }
@@ -306,8 +307,8 @@ impl Report {
     }
 }
 
-/// `outcome`: `None` for a plan that is not carried out, `Some(None)` for a step that was left out.
-fn line(entry: &Entry, late: Option<&Rejection>, outcome: Option<Option<&crate::apply::Outcome>>) -> Line {
+/// `carried_out`: whether the plan was more than looked at. A step without an outcome was then left out.
+fn line(entry: &Entry, late: Option<&Rejection>, carried_out: bool, outcome: Option<&Outcome>) -> Line {
     let mut line = Line {
         entry: entry.clone(),
         result: LineResult::Unchanged,
@@ -327,9 +328,9 @@ fn line(entry: &Entry, late: Option<&Rejection>, outcome: Option<Option<&crate::
             line.error = Some(rejection.to_string());
         }
         Decision::Step(_) => match outcome {
+            None if carried_out => line.result = LineResult::NotDone,
             None => line.result = LineResult::Planned,
-            Some(None) => line.result = LineResult::NotDone,
-            Some(Some(outcome)) => {
+            Some(outcome) => {
                 line.took_ms = u64::try_from(outcome.took.as_millis()).ok();
                 line.result = match &outcome.result {
                     Ok(_) => LineResult::Done,

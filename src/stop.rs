@@ -8,7 +8,7 @@ use tokio::sync::watch;
 /// Why a pass ends before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// MANAGER__PASS_DEADLINE is over.
+    /// `MANAGER__PASS_DEADLINE` is over.
     Deadline,
     /// SIGINT.
     Interrupt,

@@ -231,7 +231,11 @@ fn ulimits(raw: &Raw, funnel: &mut Funnel) -> Option<Vec<Ulimit>> {
         let one = |item: &str| {
             let (name, values) = item.trim().split_once('=')?;
             let (soft, hard) = values.split_once(':').unwrap_or((values, values));
-            Some(Ulimit { name: name.trim().to_owned(), soft: soft.trim().parse().ok()?, hard: hard.trim().parse().ok()? })
+            Some(Ulimit {
+                name: name.trim().to_owned(),
+                soft: soft.trim().parse().ok()?,
+                hard: hard.trim().parse().ok()?,
+            })
         };
         text.split(',').map(one).collect()
     };

@@ -57,7 +57,11 @@ impl Funnel {
         };
         let bytes = digits.and_then(|digits| digits.trim().parse::<i64>().ok()).and_then(|n| n.checked_mul(unit));
         if bytes.is_none_or(|bytes| bytes <= 0) {
-            self.problem(variable, format!("{text:?} is no size"), "use bytes, or a number with k, m or g, such as 512m");
+            self.problem(
+                variable,
+                format!("{text:?} is no size"),
+                "use bytes, or a number with k, m or g, such as 512m",
+            );
         }
         bytes
     }

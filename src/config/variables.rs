@@ -142,12 +142,8 @@ variables! {
 }
 
 /// Prefixes of the daemon's keys for platforms and orchestrators that this pass does not use.
-pub const OTHER_PREFIXES: &[&str] = &[
-    "OPENAEV__",
-    "OPENCTI__DAEMON__KUBERNETES__",
-    "OPENCTI__DAEMON__PORTAINER__",
-    "OPENCTI__DAEMON__SWARM__",
-];
+pub const OTHER_PREFIXES: &[&str] =
+    &["OPENAEV__", "OPENCTI__DAEMON__KUBERNETES__", "OPENCTI__DAEMON__PORTAINER__", "OPENCTI__DAEMON__SWARM__"];
 
 /// The declared variable of this name.
 #[must_use]

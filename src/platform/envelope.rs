@@ -36,7 +36,9 @@ pub enum EnvelopeError {
     #[error("envelope version {0} is unknown; 1 and 2 are: a newer xtm-reconcile may read it")]
     UnknownVersion(u8),
     /// The RSA part does not open.
-    #[error("it was encrypted for another key than this one ({0}), or is damaged: type the value again on the platform")]
+    #[error(
+        "it was encrypted for another key than this one ({0}), or is damaged: type the value again on the platform"
+    )]
     WrongKey(String),
     /// The tag does not fit the content.
     #[error("it is damaged: type the value again on the platform")]

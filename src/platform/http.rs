@@ -17,7 +17,7 @@ const ATTEMPTS: u32 = 4;
 /// Wait before the second attempt; doubles with each one.
 const BACKOFF: Duration = Duration::from_millis(200);
 /// Longest wait that a server may ask for with Retry-After.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
 /// Largest answer that is read, in bytes: 5,000 connectors with large values fit.
 const ANSWER_MAX: u64 = 256 * 1024 * 1024;
 /// Characters of an unexpected answer that are shown.
@@ -93,8 +93,12 @@ impl HttpError {
     #[must_use]
     pub fn cure(&self) -> &'static str {
         match self {
-            Self::Unreachable { .. } => "see that the platform is up, and that OPENCTI__URL and the proxy settings are right",
-            Self::Timeout { .. } => "see why the platform is slow, or raise OPENCTI__REQUEST_TIMEOUT or OPENCTI__PULL_TIMEOUT",
+            Self::Unreachable { .. } => {
+                "see that the platform is up, and that OPENCTI__URL and the proxy settings are right"
+            }
+            Self::Timeout { .. } => {
+                "see why the platform is slow, or raise OPENCTI__REQUEST_TIMEOUT or OPENCTI__PULL_TIMEOUT"
+            }
             Self::Tls { .. } => "set OPENCTI__CA to the CA that signed the platform's certificate",
             Self::Status { status: 300..=399, .. } => "set OPENCTI__URL to where it redirects",
             Self::Status { status: 404, .. } | Self::NotJson { .. } => {
@@ -226,13 +230,15 @@ impl Http {
             ureq::Error::Rustls(error) => HttpError::Tls { url, why: error.to_string() },
             ureq::Error::Tls(why) => HttpError::Tls { url, why: why.to_owned() },
             // rustls errors also come wrapped in an I/O error.
-            ureq::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
-                HttpError::Tls { url, why: error.to_string() }
-            }
+            ureq::Error::Io(error) if is_tls(&error) => HttpError::Tls { url, why: error.to_string() },
             other if within_answer => HttpError::Truncated { url, why: other.to_string() },
             other => HttpError::Unreachable { url, why: other.to_string() },
         }
     }
+}
+
+fn is_tls(error: &std::io::Error) -> bool {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some()
 }
 
 fn may_ask(status: StatusCode) -> bool {

@@ -224,7 +224,7 @@ impl Platform for OpenCti {
             Ok(data) if data.register_connectors_manager.is_some() => Ok(()),
             Ok(_) => Err(PlatformError::Null { operation }),
             Err(PlatformError::Refused { code, message, .. }) if code == "UNSUPPORTED_ERROR" => {
-                let registered = self.managers().map(|managers| managers.join(", ")).unwrap_or(message);
+                let registered = self.managers().map_or(message, |managers| managers.join(", "));
                 Err(PlatformError::OtherManager { url: self.url.clone(), registered })
             }
             Err(error) => Err(error),
@@ -247,9 +247,7 @@ impl Platform for OpenCti {
 
     fn capabilities(&self) -> Result<Option<Vec<String>>, PlatformError> {
         match self.query::<op::Capabilities>("me", op::capabilities::Variables {}) {
-            Ok(data) => {
-                Ok(data.me.map(|me| me.capabilities.into_iter().map(|capability| capability.name).collect()))
-            }
+            Ok(data) => Ok(data.me.map(|me| me.capabilities.into_iter().map(|capability| capability.name).collect())),
             Err(PlatformError::NotSupported { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -257,7 +255,11 @@ impl Platform for OpenCti {
 
     fn managers(&self) -> Result<Vec<String>, PlatformError> {
         let data = self.query::<op::Managers>("connectorManagers", op::managers::Variables {})?;
-        Ok(data.connector_managers.into_iter().map(|manager| format!("{:?} (id {})", manager.name, manager.id)).collect())
+        Ok(data
+            .connector_managers
+            .into_iter()
+            .map(|manager| format!("{:?} (id {})", manager.name, manager.id))
+            .collect())
     }
 
     fn set_status(&self, _: Permit, id: &ConnectorId, status: CurrentStatus) -> Result<(), PlatformError> {

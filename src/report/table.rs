@@ -31,10 +31,7 @@ pub fn table(report: &Report) -> String {
 }
 
 fn is_shown(line: &Line) -> bool {
-    let quiet = matches!(
-        line.entry.decision,
-        Decision::Skip(Skip::Running | Skip::Stopped | Skip::NotStarted)
-    );
+    let quiet = matches!(line.entry.decision, Decision::Skip(Skip::Running | Skip::Stopped | Skip::NotStarted));
     !quiet || line.reboot_loop
 }
 
@@ -83,7 +80,9 @@ fn step_detail(step: &Step) -> String {
             RemoveReason::Duplicate => format!("{name}: another container of this connector stays"),
             RemoveReason::Incomplete => format!("{name}: an earlier pass was cut off while making it"),
         },
-        Step::Hold { restarts, .. } => format!("reboot loop, {restarts} restarts: stopped until its configuration changes"),
+        Step::Hold { restarts, .. } => {
+            format!("reboot loop, {restarts} restarts: stopped until its configuration changes")
+        }
     }
 }
 
@@ -92,7 +91,9 @@ fn skip_detail(skip: &Skip) -> String {
         Skip::Running => "running".to_owned(),
         Skip::Stopped => "stopped, as requested".to_owned(),
         Skip::NotStarted => "not started yet".to_owned(),
-        Skip::Held => "held for a reboot loop: change its configuration, or stop and start it on the platform".to_owned(),
+        Skip::Held => {
+            "held for a reboot loop: change its configuration, or stop and start it on the platform".to_owned()
+        }
         Skip::NameBusy { name } => format!("waits for the name {name}"),
         Skip::PruneRefused => "not on the platform any more; kept by the prune guard".to_owned(),
         Skip::UnknownPlatform => "made by an older manager for a platform that is not known; left alone".to_owned(),
@@ -101,7 +102,8 @@ fn skip_detail(skip: &Skip) -> String {
 
 fn summary(report: &Report) -> String {
     let counts = &report.counts;
-    let mut parts: Vec<String> = counts.steps.iter().map(|(word, count)| format!("{count} {}", past(word, report.command))).collect();
+    let mut parts: Vec<String> =
+        counts.steps.iter().map(|(word, count)| format!("{count} {}", past(word, report.command))).collect();
     let others = [
         (counts.failed, "failed"),
         (counts.not_done, "not done"),

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bollard::Docker as Engine;
 use bollard::auth::DockerCredentials;
 use bollard::query_parameters::CreateImageOptionsBuilder;
-use bollard::Docker as Engine;
 use futures_util::StreamExt;
 use tokio::sync::{Mutex, OnceCell};
 

@@ -49,7 +49,7 @@ impl Docker {
                 None => found = self.find_lock(&name).await?,
             }
             let Some(lock) = &found else { continue };
-            if !self.is_void(lock, ttl) {
+            if !is_void(lock, ttl) {
                 break;
             }
             tracing::warn!(lock = name, "taking over the lock of a pass that is gone");
@@ -92,14 +92,6 @@ impl Docker {
         Ok(Some(Found { id: inspected.id.unwrap_or_default(), state, created }))
     }
 
-    /// Whether nobody can hold it any more. One whose label cannot be read expires by its age.
-    fn is_void(&self, lock: &Found, ttl: Duration) -> bool {
-        match &lock.state {
-            Some(state) => state.until < Timestamp::now() || holder::is_gone(&state.holder),
-            None => lock.created.saturating_add(ttl).is_ok_and(|until| until < Timestamp::now()),
-        }
-    }
-
     fn locked(&self, found: Option<&Found>, ttl: Duration) -> OrchestratorError {
         let place = self.place();
         let text = |holder: String, since: Timestamp, until: Timestamp| OrchestratorError::Locked {
@@ -118,5 +110,13 @@ impl Docker {
             }
             None => text("several passes at once".to_owned(), Timestamp::now(), Timestamp::now()),
         }
+    }
+}
+
+/// Whether nobody can hold it any more. One whose label cannot be read expires by its age.
+fn is_void(lock: &Found, ttl: Duration) -> bool {
+    match &lock.state {
+        Some(state) => state.until < Timestamp::now() || holder::is_gone(&state.holder),
+        None => lock.created.saturating_add(ttl).is_ok_and(|until| until < Timestamp::now()),
     }
 }

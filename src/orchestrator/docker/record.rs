@@ -95,7 +95,9 @@ impl Docker {
                         best = Some((head.seq, labels));
                     }
                 }
-                Err(why) => records.recalled.notices.push(format!("a pass record cannot be read and is ignored: {why}")),
+                Err(why) => {
+                    records.recalled.notices.push(format!("a pass record cannot be read and is ignored: {why}"))
+                }
             }
         }
         if let Some((_, labels)) = best {
