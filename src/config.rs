@@ -315,7 +315,7 @@ fn manager_id(raw: &Raw, funnel: &mut Funnel) -> Option<ManagerId> {
     }
     ManagerId::new(text)
         .map_err(|invalid| {
-            funnel.problem(variable, format!("{text:?} cannot be a label: {invalid}"), "choose another id")
+            funnel.problem(variable, format!("{text:?} cannot be a label: {invalid}"), "choose another id");
         })
         .ok()
 }

@@ -96,7 +96,7 @@ impl Docker {
                     }
                 }
                 Err(why) => {
-                    records.recalled.notices.push(format!("a pass record cannot be read and is ignored: {why}"))
+                    records.recalled.notices.push(format!("a pass record cannot be read and is ignored: {why}"));
                 }
             }
         }
