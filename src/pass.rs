@@ -115,7 +115,8 @@ impl Pass<'_> {
             return Ok(());
         };
         let holder = holder::this_process(id);
-        let lock = self.until_stopped(orchestrator.lock(permit, &holder, self.lock_ttl())).await??;
+        // Not cut short by a signal: a lock that is taken must be known, to be given back.
+        let lock = orchestrator.lock(permit, &holder, self.lock_ttl()).await?;
         let done = self.locked(&orchestrator, permit, &version).await;
         if let Err(error) = orchestrator.unlock(permit, lock).await {
             self.report.orchestrator_failed(&error);
@@ -250,15 +251,19 @@ impl Pass<'_> {
 
     /// What [`Self::register`] would find, without a write.
     async fn foretell_registration(&mut self, version: &str, memory: &Memory) -> Result<(), End> {
-        let managers = self.ask("managers", super::platform::Platform::managers).await?;
         let id = format!("(id {})", self.settings.manager.id);
         let wanted = self.platform.registration(version);
-        let told = if managers.iter().any(|manager| manager.ends_with(&id)) {
-            registration_change(memory, &wanted).map_or("known".to_owned(), |why| format!("to register: {why}"))
-        } else if let Some(other) = managers.first() {
-            format!("to register; the platform has {other} already and may refuse")
-        } else {
-            "to register: the platform does not know this manager".to_owned()
+        let told = match self.ask("managers", |platform| platform.managers()).await {
+            Ok(managers) if managers.iter().any(|manager| manager.ends_with(&id)) => {
+                registration_change(memory, &wanted).map_or("known".to_owned(), |why| format!("to register: {why}"))
+            }
+            Ok(managers) => match managers.first() {
+                Some(other) => format!("to register; the platform has {other} already and may refuse"),
+                None => "to register: the platform does not know this manager".to_owned(),
+            },
+            // A pass itself can do without this capability.
+            Err(End::Platform(error @ PlatformError::Forbidden { .. })) => format!("cannot be told: {error}"),
+            Err(end) => return Err(end),
         };
         self.report.platform(|platform| platform.registration = Some(told));
         self.report.notices.push(

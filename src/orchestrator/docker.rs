@@ -269,7 +269,11 @@ impl Orchestrator for Docker {
         let mut pieces = self.engine.logs(&handle.0, Some(options));
         let mut lines = Assembler::new(usize::try_from(tail).unwrap_or(usize::MAX));
         while let Some(piece) = pieces.next().await {
-            let piece = piece.map_err(self.refused(format!("reading the log of container {handle}")))?;
+            let piece = match piece {
+                Ok(piece) => piece,
+                Err(error) if has_no_log(&error) => break,
+                Err(error) => return Err(self.refused(format!("reading the log of container {handle}"))(error)),
+            };
             let stream = match &piece {
                 bollard::container::LogOutput::StdErr { .. } => Stream::Err,
                 _ => Stream::Out,
@@ -282,6 +286,11 @@ impl Orchestrator for Docker {
     async fn remember(&self, _: Permit, memory: &Memory) -> Result<(), OrchestratorError> {
         self.write_record(memory).await
     }
+}
+
+/// Gone by now, being removed, or with a logging driver that cannot be read: there is no log, and no fault either.
+fn has_no_log(error: &EngineError) -> bool {
+    matches!(status(error), Some(404 | 409 | 501))
 }
 
 /// A container that is gone need not be stopped.

@@ -1,5 +1,8 @@
 //! The program against a real Docker engine, a real registry and the stand-in platform. Run by `tests/run`.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+mod kill;
+mod moves;
+mod refresh;
 mod scene;
 mod support;
