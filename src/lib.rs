@@ -24,6 +24,7 @@ pub mod publish;
 pub mod render;
 pub mod report;
 pub mod secret;
+pub mod settle;
 pub mod stop;
 pub mod telemetry;
 

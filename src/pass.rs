@@ -1,29 +1,28 @@
 //! One pass, stage by stage: registration check -> pull -> observe -> plan -> apply -> health -> logs -> report.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use jiff::Timestamp;
 
 use crate::access::{Access, Permit};
-use crate::apply::{Applier, Outcomes};
+use crate::apply::Applier;
 use crate::config::Settings;
 use crate::desired::{self, Desired};
 use crate::exit;
 use crate::holder;
-use crate::model::{ConnectorId, Handle, Memory};
+use crate::model::Memory;
 use crate::orchestrator::docker::Docker;
-use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, StepError};
-use crate::plan::{self, Decision, Plan, Skip, Step};
+use crate::orchestrator::{Observation, Orchestrator, OrchestratorError};
+use crate::plan::{self, Plan, Step};
 use crate::platform::{OpenCti, Platform, PlatformError};
 use crate::prepare::{self, Prepared};
 use crate::progress::Progress;
-use crate::publish::{self, After, Afters, Publisher};
+use crate::publish::{self, Publisher};
 use crate::render::Common;
 use crate::report::{PlatformReport, Report, Stage};
+use crate::settle;
 use crate::stop::{Cause, Stop};
 
 /// Added to the pass deadline, so that the lock outlives the steps that finish after it.
@@ -167,10 +166,14 @@ impl Pass<'_> {
         self.stage("apply", begun);
 
         let begun = Instant::now();
-        let afters = self.after(orchestrator, &plan, &outcomes, observation).await;
+        let concurrency = self.settings.limits.concurrency;
+        let afters = settle::look_again(orchestrator, &plan, &outcomes, observation, concurrency).await;
+        for (id, why) in &afters.lost {
+            self.report.connector_fault(id, why.to_string(), why.cure());
+        }
         let now = Timestamp::now();
         let mut assessments = plan.assessments.clone();
-        publish::reassess(&afters, memory, &mut assessments, self.settings.policy.loop_rule, now);
+        settle::reassess(&afters, memory, &mut assessments, self.settings.policy.loop_rule, now);
         self.report.plan(&plan, &prepared.rejected, Some(&outcomes), &assessments);
         let jobs = publish::jobs(&desired, &afters, &assessments, memory, now);
         let publisher = Publisher {
@@ -253,7 +256,7 @@ impl Pass<'_> {
     async fn foretell_registration(&mut self, version: &str, memory: &Memory) -> Result<(), End> {
         let id = format!("(id {})", self.settings.manager.id);
         let wanted = self.platform.registration(version);
-        let told = match self.ask("managers", |platform| platform.managers()).await {
+        let told = match self.ask("managers", Platform::managers).await {
             Ok(managers) if managers.iter().any(|manager| manager.ends_with(&id)) => {
                 registration_change(memory, &wanted).map_or("known".to_owned(), |why| format!("to register: {why}"))
             }
@@ -325,50 +328,6 @@ impl Pass<'_> {
             .map_err(|lost| PlatformError::Abandoned { operation: "decrypting", why: lost.to_string() }.into())
     }
 
-    /// The workloads after the steps: those that a step was for are looked at again.
-    async fn after(
-        &mut self,
-        orchestrator: &Docker,
-        plan: &Plan,
-        outcomes: &Outcomes,
-        observation: Observation,
-    ) -> Afters {
-        let Observation { observed, mut environments, .. } = observation;
-        let mut afters = Afters::default();
-        let touched = touched(plan, outcomes);
-        for workload in observed.workloads {
-            if plan.kept.get(&workload.connector) != Some(&workload.handle) || touched.contains_key(&workload.connector)
-            {
-                continue;
-            }
-            let environment = environments.remove(&workload.handle).unwrap_or_default();
-            let (handle, phase, created, vitals) = (workload.handle, workload.phase, workload.created, workload.vitals);
-            let after = After { handle, phase, created, vitals, environment, touched: false };
-            afters.states.insert(workload.connector, after);
-        }
-        afters.unknown = observed.failed;
-        let looks = touched.into_iter().map(|(id, handle)| async move {
-            let look = orchestrator.look(&handle).await;
-            (id, handle, look)
-        });
-        let mut looks = futures_util::stream::iter(looks).buffer_unordered(self.settings.limits.concurrency);
-        while let Some((id, handle, look)) = looks.next().await {
-            match look {
-                Ok(None) => {}
-                Ok(Some(look)) => {
-                    let (phase, created, vitals) = (look.phase, look.created, Some(look.vitals));
-                    let after = After { handle, phase, created, vitals, environment: look.environment, touched: true };
-                    afters.states.insert(id, after);
-                }
-                Err(error) => {
-                    self.report.connector_fault(&id, error.to_string(), error.cure());
-                    afters.unknown.insert(id, error.to_string());
-                }
-            }
-        }
-        afters
-    }
-
     /// A call to the platform, on a thread that may block.
     async fn ask<T: Send + 'static>(
         &self,
@@ -437,38 +396,6 @@ fn registration_change(memory: &Memory, wanted: &crate::model::Registration) -> 
         Some(known) if known.key != wanted.key => Some("this manager has another key"),
         Some(known) if known.name != wanted.name => Some("this manager has another name"),
         Some(_) => None,
-    }
-}
-
-/// The workloads that steps were for, as far as something was begun, and those that are held.
-fn touched(plan: &Plan, outcomes: &Outcomes) -> BTreeMap<ConnectorId, Handle> {
-    let mut touched = BTreeMap::new();
-    for (place, entry) in plan.entries.iter().enumerate() {
-        let outcome = outcomes.get(&place).map(|outcome| &outcome.result);
-        let handle = match (&entry.decision, outcome) {
-            (Decision::Skip(Skip::Held), _) => plan.kept.get(&entry.connector).cloned(),
-            (Decision::Step(Step::Remove { .. }), _) | (_, Some(Err(StepError::Stopped(_)))) => None,
-            (Decision::Step(_), Some(Ok(handle))) => handle.clone(),
-            (Decision::Step(step), Some(Err(_))) => subject(step).cloned(),
-            _ => None,
-        };
-        if let Some(handle) = handle {
-            touched.insert(entry.connector.clone(), handle);
-        }
-    }
-    touched
-}
-
-/// The workload that a step changes.
-fn subject(step: &Step) -> Option<&Handle> {
-    match step {
-        Step::Deploy { .. } => None,
-        Step::Refresh { old, .. } => Some(old),
-        Step::Rename { handle, .. }
-        | Step::Start { handle, .. }
-        | Step::Stop { handle }
-        | Step::Remove { handle, .. }
-        | Step::Hold { handle, .. } => Some(handle),
     }
 }
 

@@ -271,6 +271,20 @@ impl Step {
         }
     }
 
+    /// The workload that is changed; a deploy has none yet.
+    #[must_use]
+    pub fn handle(&self) -> Option<&Handle> {
+        match self {
+            Self::Deploy { .. } => None,
+            Self::Refresh { old: handle, .. }
+            | Self::Rename { handle, .. }
+            | Self::Start { handle, .. }
+            | Self::Stop { handle }
+            | Self::Remove { handle, .. }
+            | Self::Hold { handle, .. } => Some(handle),
+        }
+    }
+
     /// Whether a container has to be made for it, and so its values have to be decrypted.
     #[must_use]
     pub fn makes_workload(&self) -> bool {

@@ -10,38 +10,13 @@ use serde::Serialize;
 
 use crate::access::Permit;
 use crate::desired::Desired;
-use crate::model::{Connector, ConnectorId, CurrentStatus, Handle, Memory, Phase, VariableValue, Vitals};
+use crate::model::{Connector, ConnectorId, CurrentStatus, Handle, Memory, VariableValue};
 use crate::orchestrator::Orchestrator;
-use crate::plan::restart_window::{Assessment, LoopRule, Reading, observe};
+use crate::plan::restart_window::Assessment;
 use crate::platform::{Health, Platform, PlatformError};
 use crate::secret::Secret;
+use crate::settle::{After, Afters};
 use crate::stop::Stop;
-
-/// One connector's workload after the steps.
-#[derive(Debug)]
-pub struct After {
-    /// The engine's id.
-    pub handle: Handle,
-    /// What it is doing.
-    pub phase: Phase,
-    /// When it was made.
-    pub created: Timestamp,
-    /// Its counters, where it was looked at.
-    pub vitals: Option<Vitals>,
-    /// Its environment, where it was looked at.
-    pub environment: Vec<(String, Secret)>,
-    /// Whether this pass did something to it.
-    pub touched: bool,
-}
-
-/// Workloads after the steps. A connector that is not here has none; one in `unknown` could not be looked at.
-#[derive(Debug, Default)]
-pub struct Afters {
-    /// By connector.
-    pub states: BTreeMap<ConnectorId, After>,
-    /// Could not be looked at, and why.
-    pub unknown: BTreeMap<ConnectorId, String>,
-}
 
 /// What to send for one connector.
 #[derive(Debug, PartialEq, Eq)]
@@ -84,26 +59,6 @@ pub struct Sent {
     pub logs: usize,
 }
 
-/// Brings the restart histories of the workloads that this pass touched up to date: their counters began anew.
-pub fn reassess(
-    afters: &Afters,
-    memory: &mut Memory,
-    assessments: &mut BTreeMap<ConnectorId, Assessment>,
-    rule: LoopRule,
-    now: Timestamp,
-) {
-    for (id, after) in &afters.states {
-        let (true, Some(vitals)) = (after.touched, &after.vitals) else { continue };
-        let known = memory.connectors.get(id).and_then(|connector| connector.window.clone());
-        let reading = Reading { counter: vitals.restarts, generation: &after.handle.0, created: after.created };
-        let (window, assessment) = observe(known.as_ref(), reading, 0, rule, now);
-        assessments.insert(id.clone(), assessment);
-        if window != known {
-            memory.connectors.entry(id.clone()).or_default().window = window;
-        }
-    }
-}
-
 /// What to send for each listed connector. Pure.
 #[must_use]
 pub fn jobs(
@@ -115,7 +70,7 @@ pub fn jobs(
 ) -> Vec<Job> {
     let usable = desired.connectors.values().map(|connector| (&connector.id, connector.shown, Some(connector)));
     let rejected = desired.rejected.values().map(|rejected| (&rejected.id, rejected.shown, None));
-    let listed = usable.chain(rejected).filter(|(id, ..)| !afters.unknown.contains_key(*id));
+    let listed = usable.chain(rejected).filter(|(id, ..)| !afters.is_unknown(id));
     listed
         .filter_map(|(id, shown, connector)| {
             let after = afters.states.get(id);

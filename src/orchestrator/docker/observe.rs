@@ -2,9 +2,7 @@
 
 use std::collections::HashMap;
 
-use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, ContainerSummaryStateEnum,
-};
+use bollard::models::{ContainerInspectResponse, ContainerSummary};
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -93,7 +91,7 @@ impl Docker {
             connector,
             platform,
             hash: label(LABEL_HASH).and_then(|hash| ConfigHash::new(hash).ok()),
-            phase: summary.state.map_or(Phase::Broken, phase_in_list),
+            phase: summary.state.map_or(Phase::Broken, |state| phase(state.as_ref())),
             created: summary.created.and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or_default(),
             vitals: None,
         })
@@ -158,7 +156,7 @@ fn look(inspected: ContainerInspectResponse) -> Look {
         Some((name.to_owned(), Secret::new(value.to_owned())))
     };
     Look {
-        phase: state.status.map_or(Phase::Broken, phase_in_detail),
+        phase: state.status.map_or(Phase::Broken, |status| phase(status.as_ref())),
         created: inspected.created.and_then(|text| text.parse().ok()).unwrap_or_default(),
         vitals: Vitals {
             restarts: inspected.restart_count.and_then(|count| u64::try_from(count).ok()).unwrap_or_default(),
@@ -172,26 +170,14 @@ fn look(inspected: ContainerInspectResponse) -> Look {
     }
 }
 
-fn phase_in_list(state: ContainerSummaryStateEnum) -> Phase {
-    use ContainerSummaryStateEnum as State;
+/// List and inspection have the same words in types of their own.
+fn phase(state: &str) -> Phase {
     match state {
-        State::CREATED => Phase::Created,
-        State::RUNNING => Phase::Running,
-        State::PAUSED => Phase::Paused,
-        State::RESTARTING => Phase::Restarting,
-        State::EXITED => Phase::Exited,
-        _ => Phase::Broken,
-    }
-}
-
-fn phase_in_detail(state: ContainerStateStatusEnum) -> Phase {
-    use ContainerStateStatusEnum as State;
-    match state {
-        State::CREATED => Phase::Created,
-        State::RUNNING => Phase::Running,
-        State::PAUSED => Phase::Paused,
-        State::RESTARTING => Phase::Restarting,
-        State::EXITED => Phase::Exited,
+        "created" => Phase::Created,
+        "running" => Phase::Running,
+        "paused" => Phase::Paused,
+        "restarting" => Phase::Restarting,
+        "exited" => Phase::Exited,
         _ => Phase::Broken,
     }
 }

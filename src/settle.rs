@@ -1,0 +1,129 @@
+//! What is there after the steps: workloads that a step was for are looked at again, and their restarts judged anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+
+use crate::apply::Outcomes;
+use crate::model::{ConnectorId, Handle, Memory, Phase, Vitals};
+use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, StepError};
+use crate::plan::restart_window::{Assessment, LoopRule, Reading, observe};
+use crate::plan::{Decision, Plan, Skip, Step};
+use crate::secret::Secret;
+
+/// One connector's workload after the steps.
+#[derive(Debug)]
+pub struct After {
+    /// The engine's id.
+    pub handle: Handle,
+    /// What it is doing.
+    pub phase: Phase,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Its counters, where it was looked at.
+    pub vitals: Option<Vitals>,
+    /// Its environment, where it was looked at.
+    pub environment: Vec<(String, Secret)>,
+    /// Whether this pass did something to it.
+    pub touched: bool,
+}
+
+/// Workloads after the steps. A connector that is nowhere here has none.
+#[derive(Debug, Default)]
+pub struct Afters {
+    /// By connector.
+    pub states: BTreeMap<ConnectorId, After>,
+    /// Could not be looked at before the steps: rejected for it by the plan.
+    pub unknown: BTreeSet<ConnectorId>,
+    /// Could not be looked at after the steps, and why.
+    pub lost: BTreeMap<ConnectorId, OrchestratorError>,
+}
+
+impl Afters {
+    /// Whether nothing can be said of this connector.
+    #[must_use]
+    pub fn is_unknown(&self, id: &ConnectorId) -> bool {
+        self.unknown.contains(id) || self.lost.contains_key(id)
+    }
+}
+
+/// Takes over what was observed, and looks again at what the steps were for.
+pub async fn look_again<O: Orchestrator>(
+    orchestrator: &O,
+    plan: &Plan,
+    outcomes: &Outcomes,
+    observation: Observation,
+    concurrency: usize,
+) -> Afters {
+    let Observation { observed, mut environments, .. } = observation;
+    let mut afters = Afters { unknown: observed.failed.into_keys().collect(), ..Afters::default() };
+    let touched = touched(plan, outcomes);
+    for workload in observed.workloads {
+        if plan.kept.get(&workload.connector) != Some(&workload.handle) || touched.contains_key(&workload.connector) {
+            continue;
+        }
+        let environment = environments.remove(&workload.handle).unwrap_or_default();
+        let (handle, phase, created, vitals) = (workload.handle, workload.phase, workload.created, workload.vitals);
+        let after = After { handle, phase, created, vitals, environment, touched: false };
+        afters.states.insert(workload.connector, after);
+    }
+    let looks = touched.into_iter().map(|(id, handle)| async move {
+        let look = orchestrator.look(&handle).await;
+        (id, handle, look)
+    });
+    let mut looks = futures_util::stream::iter(looks).buffer_unordered(concurrency);
+    while let Some((id, handle, look)) = looks.next().await {
+        match look {
+            Ok(None) => {}
+            Ok(Some(look)) => {
+                let (phase, created, vitals) = (look.phase, look.created, Some(look.vitals));
+                let after = After { handle, phase, created, vitals, environment: look.environment, touched: true };
+                afters.states.insert(id, after);
+            }
+            Err(error) => {
+                afters.lost.insert(id, error);
+            }
+        }
+    }
+    afters
+}
+
+/// Brings the restart histories of the workloads that this pass touched up to date: their counters began anew.
+pub fn reassess(
+    afters: &Afters,
+    memory: &mut Memory,
+    assessments: &mut BTreeMap<ConnectorId, Assessment>,
+    rule: LoopRule,
+    now: Timestamp,
+) {
+    for (id, after) in &afters.states {
+        let (true, Some(vitals)) = (after.touched, &after.vitals) else { continue };
+        let known = memory.connectors.get(id).and_then(|connector| connector.window.clone());
+        let reading = Reading { counter: vitals.restarts, generation: &after.handle.0, created: after.created };
+        let (window, assessment) = observe(known.as_ref(), reading, 0, rule, now);
+        assessments.insert(id.clone(), assessment);
+        if window != known {
+            memory.connectors.entry(id.clone()).or_default().window = window;
+        }
+    }
+}
+
+/// The workloads that steps were for, as far as something was begun, and those that are held.
+fn touched(plan: &Plan, outcomes: &Outcomes) -> BTreeMap<ConnectorId, Handle> {
+    let mut touched = BTreeMap::new();
+    for (place, entry) in plan.entries.iter().enumerate() {
+        let outcome = outcomes.get(&place).map(|outcome| &outcome.result);
+        let handle = match (&entry.decision, outcome) {
+            (Decision::Skip(Skip::Held), _) => plan.kept.get(&entry.connector).cloned(),
+            (Decision::Step(Step::Remove { .. }), _) | (_, Some(Err(StepError::Stopped(_)))) => None,
+            (Decision::Step(_), Some(Ok(handle))) => handle.clone(),
+            (Decision::Step(step), Some(Err(_))) => step.handle().cloned(),
+            _ => None,
+        };
+        if let Some(handle) = handle {
+            touched.insert(entry.connector.clone(), handle);
+        }
+    }
+    touched
+}
