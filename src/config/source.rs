@@ -159,15 +159,18 @@ pub(super) fn read_secret(path: &Path, variable: &str, notices: &mut Vec<Notice>
 /// Unknown names are reported with the nearest known one, as a warning: the daemon ignores them, and so its users may
 /// have some. Known ones without meaning here are noted.
 fn judge_names(texts: &Texts, notices: &mut Vec<Notice>) {
+    let mut meaningless = Vec::new();
     for name in texts.keys() {
         match declared(name) {
-            Some(variable) if variable.kind == Kind::Meaningless => {
-                notices.push(Notice::info(format!("{name} has no meaning for a single pass: {}", variable.doc)));
-            }
+            Some(variable) if variable.kind == Kind::Meaningless => meaningless.push(name.as_str()),
             Some(_) => {}
             None if OTHER_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) => {}
             None => notices.push(Notice::warning(format!("{name} is no variable that is known: {}", nearest(name)))),
         }
+    }
+    if !meaningless.is_empty() {
+        let names = meaningless.join(", ");
+        notices.push(Notice::info(format!("without meaning for a single pass, and ignored: {names}")));
     }
 }
 
