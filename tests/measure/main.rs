@@ -1,0 +1,203 @@
+//! The benchmark: what a pass takes, against the limits that it has to keep. Run by `tests/bench`.
+//!
+//! The program and the stand-in platform are release builds and run as processes of their own, so that neither counts
+//! with the other. Engine calls are counted in passes of their own, through the tests' tap, which would cost time.
+//! Deployments are measured in rounds with the engine alone, so that what disturbs one disturbs the other.
+#![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a benchmark that cannot go on ends")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a table is all it is for")]
+
+mod child;
+mod direct;
+mod platform;
+mod scene;
+mod support;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use child::{Program, Usage};
+use scene::Scene;
+use table::{Limit, Row, median, megabytes};
+
+/// A quiet pass over the running connectors: wall and CPU time in seconds, memory in MB.
+const QUIET: (f64, f64, f64) = (1.0, 0.30, 25.0);
+/// Longest median of the prepare stage, in milliseconds, that shows that nothing was decrypted: one takes 13.
+const NO_RSA_MS: f64 = 10.0;
+/// A first deployment, as a multiple of what the engine needs.
+const DEPLOY: f64 = 1.1;
+/// The same with encrypted values.
+const DEPLOY_ENCRYPTED: f64 = 1.35;
+/// Share of all cores that is busy while values are decrypted.
+const RSA_CORES: f64 = 0.75;
+/// A quiet pass over stopped connectors: wall time in seconds, memory in MB.
+const STOPPED: (f64, f64) = (2.0, 40.0);
+/// `--version`, in seconds.
+const VERSION: f64 = 0.010;
+/// The program's file, in MB.
+const FILE: f64 = 15.0;
+/// Runs of `--version` per repetition.
+const VERSION_RUNS: usize = 10;
+
+/// Measures a pass against the limits that it has to keep.
+#[derive(Parser, Clone, Debug, PartialEq, Eq)]
+#[command(name = "tests/bench")]
+struct Arguments {
+    /// Connectors that run
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    connectors: u32,
+    /// Encrypted values of each connector
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    secrets: u32,
+    /// Connectors that are stopped
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    stopped: u32,
+    /// Times that each pass is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    repeat: u32,
+    /// Passed by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// One measured run of the program.
+#[derive(Debug)]
+struct Sample {
+    usage: Usage,
+    report: serde_json::Value,
+    platform_calls: usize,
+}
+
+impl Sample {
+    /// A stage's time in milliseconds.
+    fn stage(&self, name: &str) -> f64 {
+        let stages = self.report["stages"].as_array().expect("stages");
+        let stage = stages.iter().find(|stage| stage["name"] == name).expect("the stage was reached");
+        stage["ms"].as_f64().expect("milliseconds")
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments.next_if(|first| first == child::ALONE).is_some() {
+        println!("{}", child::alone(arguments));
+        return ExitCode::SUCCESS;
+    }
+    let arguments = Arguments::parse();
+    let scene = Scene::new(&arguments);
+    println!("{}\n", scene.heading());
+    scene.warm_up();
+    let mut notes = Vec::new();
+    let mut rows = running(&scene, &mut notes);
+    rows.extend(stopped(&scene));
+    rows.extend(program(&scene));
+    println!("{}", table::table(&rows));
+    for note in &notes {
+        println!("{note}");
+    }
+    let over = rows.iter().flat_map(|row| &row.limits).filter(|limit| !limit.held).count();
+    let defaults = Arguments::parse_from([""; 1]);
+    let is_default = Arguments { repeat: 0, bench: false, ..arguments } == Arguments { repeat: 0, ..defaults };
+    match (over, is_default) {
+        (0, _) => ExitCode::SUCCESS,
+        (_, true) => ExitCode::FAILURE,
+        (_, false) => {
+            println!("Limits are for the default arguments: that some do not hold is no failure here.");
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// First deployments and quiet passes. Leaves the connectors running, with encrypted values.
+fn running(scene: &Scene, notes: &mut Vec<String>) -> Vec<Row> {
+    let count = scene.connectors;
+    let plain = scene.deployed_once(0);
+    let copies = scene.direct.copies();
+    assert_eq!(copies.len(), count, "containers after a first deployment");
+    let encrypted = scene.deployed_once(scene.secrets);
+
+    let (mut engine, mut without, mut with) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 1..=scene.repeat {
+        eprintln!("first deployment, round {round} of {}", scene.repeat);
+        scene.direct.clear();
+        engine.push(scene.direct.make(&copies, true).as_secs_f64());
+        without.push(scene.deploy(&plain.state));
+        with.push(scene.deploy(&encrypted.state));
+    }
+    let alone = Row { wall: engine.clone(), ..Row::new(format!("the engine alone: {count} creates and starts")) };
+    let ratio = |row: &Row| {
+        let ratios: Vec<f64> = row.wall.iter().zip(&engine).map(|(wall, engine)| wall / engine).collect();
+        median(&ratios)
+    };
+    let mut first = Row::of(format!("first deployment of {count}, no encrypted values"), &without);
+    first.engine_calls = Some(plain.engine_calls);
+    first.limits.push(Limit::most("wall", " × engine alone", ratio(&first), DEPLOY));
+    let mut second = Row::of(format!("first deployment of {count}, {} encrypted values each", scene.secrets), &with);
+    second.engine_calls = Some(encrypted.engine_calls);
+    second.limits.push(Limit::most("wall", " × engine alone", ratio(&second), DEPLOY_ENCRYPTED));
+    let rsa = median(&second.cpu) - median(&first.cpu);
+    let prepare = median(&with.iter().map(|sample| sample.stage("prepare") / 1e3).collect::<Vec<_>>());
+    second.limits.push(Limit::least("cores decrypting", "", rsa / prepare, RSA_CORES * scene.cores));
+    notes.push(format!(
+        "Decrypting {} values took {prepare:.2} s of the pass and {rsa:.2} s of CPU time, {:.1} ms each.",
+        count * scene.secrets,
+        rsa * 1e3 / f64::from(u32::try_from(count * scene.secrets).expect("a small number")),
+    ));
+
+    let (samples, engine_calls) = scene.quiet(count, count);
+    let mut quiet = Row::of(format!("quiet pass, {count} running"), &samples);
+    quiet.engine_calls = Some(engine_calls);
+    quiet.limits.push(Limit::most("wall", " s", median(&quiet.wall), QUIET.0));
+    quiet.limits.push(Limit::most("CPU", " s", median(&quiet.cpu), QUIET.1));
+    quiet.limits.push(Limit::most("RSS", " MB", quiet.highest_peak(), QUIET.2));
+    let prepare = median(&samples.iter().map(|sample| sample.stage("prepare")).collect::<Vec<_>>());
+    quiet.limits.push(Limit::most("no RSA: prepare", " ms", prepare, NO_RSA_MS));
+    vec![quiet, alone, first, second]
+}
+
+/// Quiet passes with many connectors that are stopped: beside the running ones, alone, and never deployed.
+fn stopped(scene: &Scene) -> Vec<Row> {
+    let (running, count) = (scene.connectors, scene.stopped);
+    let names = scene.running_names();
+    let (_, before) = scene.quiet(running, running);
+    eprintln!("creating {count} stopped containers");
+    let made = scene.add_stopped();
+    let (samples, beside) = scene.quiet(running + count, running);
+    let mut mixed = Row::of(format!("quiet pass, {running} running and {count} stopped"), &samples);
+    mixed.engine_calls = Some(beside);
+    mixed.limits.push(Limit::same("engine calls", beside, before));
+
+    scene.forget_running(&names);
+    let (samples, with) = scene.quiet(count, 0);
+    let mut exist = Row::of(format!("quiet pass, {count} stopped"), &samples);
+    exist.engine_calls = Some(with);
+    exist.limits.push(Limit::most("wall", " s", median(&exist.wall), STOPPED.0));
+    exist.limits.push(Limit::most("RSS", " MB", exist.highest_peak(), STOPPED.1));
+
+    scene.direct.remove(&made);
+    let (samples, without) = scene.quiet(count, 0);
+    let mut never = Row::of(format!("quiet pass, {count} never deployed"), &samples);
+    never.engine_calls = Some(without);
+    never.limits.push(Limit::most("wall", " s", median(&never.wall), STOPPED.0));
+    never.limits.push(Limit::most("RSS", " MB", never.highest_peak(), STOPPED.1));
+    exist.limits.push(Limit::same("engine calls", with, without));
+    vec![mixed, exist, never]
+}
+
+/// The program by itself.
+fn program(scene: &Scene) -> Vec<Row> {
+    let program = Program { arguments: vec!["--version".to_owned()], ..scene.program(String::new()) };
+    let runs: Vec<Usage> = (0..scene.repeat * VERSION_RUNS).map(|_| program.run().0).collect();
+    let mut version = Row {
+        wall: runs.iter().map(|usage| usage.wall.as_secs_f64()).collect(),
+        cpu: runs.iter().map(|usage| usage.cpu.as_secs_f64()).collect(),
+        peak: runs.iter().map(|usage| megabytes(usage.peak)).collect(),
+        ..Row::new("`--version`")
+    };
+    version.limits.push(Limit::most("wall", " s", median(&version.wall), VERSION));
+    let size = std::fs::metadata(&program.path).expect("the program's file").len();
+    let mut file = Row::new("the program's file");
+    file.limits.push(Limit::most("size", " MB", megabytes(size), FILE));
+    vec![version, file]
+}
