@@ -33,11 +33,17 @@ fn space() -> String {
 }
 
 /// Field 22 of `/proc/PID/stat` (proc(5)): clock ticks since boot. The name in field 2 may hold anything but ends at the
-/// last parenthesis.
+/// last parenthesis. `None` also for a process that has ended and that nobody has reaped yet: in a container that can be
+/// for good.
 fn started(pid: u32) -> Option<u64> {
     let stat = read(&format!("/proc/{pid}/stat"))?;
     let (_, after_name) = stat.rsplit_once(')')?;
-    after_name.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = after_name.split_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 fn read(path: &str) -> Option<String> {

@@ -22,6 +22,9 @@ pub enum InvalidValue {
     /// Longer than a label value may be.
     #[error("it has {0} characters, a label value has at most {LABEL_MAX}")]
     TooLong(usize),
+    /// A character that a hash does not have.
+    #[error("a hash has letters and digits only")]
+    NotHash,
     /// A character that a label value cannot hold.
     #[error("only letters, digits, '-', '_' and '.' are allowed, and the first and last must be a letter or digit")]
     Character,
@@ -103,7 +106,7 @@ impl ConfigHash {
         match text.len() {
             0 => Err(InvalidValue::Empty),
             1..=128 if text.chars().all(|c| c.is_ascii_alphanumeric()) => Ok(Self(text.to_owned())),
-            1..=128 => Err(InvalidValue::Character),
+            1..=128 => Err(InvalidValue::NotHash),
             n => Err(InvalidValue::TooLong(n)),
         }
     }
@@ -391,13 +394,16 @@ pub struct ConnectorMemory {
     /// Held for a reboot loop with this hash: stays stopped until the hash changes or a stop is requested.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub held: Option<ConfigHash>,
+    /// Not listed any more, and kept by the prune guard: stays until it is listed again or its removal is allowed.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub spared: bool,
 }
 
 impl ConnectorMemory {
     /// Nothing worth writing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.window.is_none() && self.held.is_none()
+        self.window.is_none() && self.held.is_none() && !self.spared
     }
 }
 

@@ -98,6 +98,8 @@ pub struct Recalled {
     pub memory: Memory,
     /// What could not, in words.
     pub notices: Vec<String>,
+    /// Whether it has to be written anew even if it stays the same: a part cannot be read, or there are several records.
+    pub stale: bool,
 }
 
 /// What is there.

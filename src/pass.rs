@@ -14,7 +14,7 @@ use crate::exit;
 use crate::holder;
 use crate::model::Memory;
 use crate::orchestrator::docker::Docker;
-use crate::orchestrator::{Observation, Orchestrator, OrchestratorError};
+use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, Recalled};
 use crate::plan::{self, Plan, Step};
 use crate::platform::{OpenCti, Platform, PlatformError};
 use crate::prepare::{self, Prepared};
@@ -108,7 +108,7 @@ impl Pass<'_> {
     async fn stages(&mut self, id: &str, progress: Arc<Progress>) -> Result<(), End> {
         let (orchestrator, version) = self.timed("connect", Self::connect, progress).await?;
         let Some(permit) = self.access.permit() else {
-            let memory = self.recall(&orchestrator).await?;
+            let memory = self.recall(&orchestrator).await?.memory;
             self.foretell_registration(&version, &memory).await?;
             self.look_and_plan(&orchestrator, memory).await?;
             return Ok(());
@@ -125,13 +125,13 @@ impl Pass<'_> {
 
     /// Everything that happens while the lock is held.
     async fn locked(&mut self, orchestrator: &Docker, permit: Permit, version: &str) -> Result<(), End> {
-        let recalled = self.recall(orchestrator).await?;
+        let Recalled { memory: recalled, stale, .. } = self.recall(orchestrator).await?;
         let begun = Instant::now();
         let mut memory = recalled.clone();
         memory.registration = Some(self.register(permit, version, &recalled).await?);
         self.stage("register", begun);
         let result = self.reconcile(orchestrator, permit, &mut memory).await;
-        if memory != recalled {
+        if memory != recalled || stale {
             let begun = Instant::now();
             if let Err(error) = orchestrator.remember(permit, &memory).await {
                 self.report.orchestrator_failed(&error);
@@ -149,6 +149,9 @@ impl Pass<'_> {
         let recalled = memory.clone();
         *memory = plan.memory.clone();
         memory.adopted.clone_from(&observation.adopted);
+        for handle in plan.steps().filter_map(|(_, step)| step.takes_away()) {
+            memory.adopted.remove(&handle.0);
+        }
         memory.registration.clone_from(&recalled.registration);
         if plan.steps().any(|(_, step)| matches!(step, Step::Hold { .. })) {
             // Killed between the stop and the record, the next pass would start what is to be held.
@@ -166,6 +169,7 @@ impl Pass<'_> {
         self.stage("apply", begun);
 
         let begun = Instant::now();
+        settle::forget_failures(&plan, &outcomes, &recalled, memory);
         let concurrency = self.settings.limits.concurrency;
         let afters = settle::look_again(orchestrator, &plan, &outcomes, observation, concurrency).await;
         for (id, why) in &afters.lost {
@@ -223,13 +227,13 @@ impl Pass<'_> {
         Ok((docker, version))
     }
 
-    async fn recall(&mut self, orchestrator: &Docker) -> Result<Memory, End> {
+    async fn recall(&mut self, orchestrator: &Docker) -> Result<Recalled, End> {
         let recalled = self.until_stopped(orchestrator.recall()).await??;
-        for notice in recalled.notices {
+        for notice in &recalled.notices {
             tracing::warn!("{notice}");
-            self.report.notices.push(notice);
+            self.report.notices.push(notice.clone());
         }
-        Ok(recalled.memory)
+        Ok(recalled)
     }
 
     /// The registration check: a heartbeat, and a registration when anything that it depends on has changed.

@@ -102,7 +102,8 @@ pub enum Step {
         old: Handle,
         /// Its name.
         old_name: String,
-        /// Whether it is up and must be stopped first, and started again should the new one not start.
+        /// Whether it is up, or ended by itself as far as the platform knows (a pass that was killed may have stopped it):
+        /// then it runs again should there be no new one.
         old_up: bool,
         /// The name that the new one gets once complete.
         name: String,
@@ -217,7 +218,7 @@ pub enum Skip {
 pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Policy, now: Timestamp) -> Plan {
     let groups = keeper::group(observed);
     let kept = keeper::choose(desired, &groups);
-    let refusal = prune::judge(desired, &groups, policy.prune);
+    let refusal = prune::judge(desired, &groups, memory, policy.prune);
     let claims = names::Claims::new(desired, observed);
     let removals = keeper::removals(desired, &groups, &kept, &claims, refusal.is_some());
     let names = names::Names::new(claims, observed, &removals);
@@ -230,7 +231,7 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Po
         decided.rejected(rejected, kept.get(&rejected.id).copied());
     }
     for (id, workloads) in groups.iter().filter(|(id, _)| !desired.lists(id)) {
-        decided.unlisted(id, workloads, refusal.is_some());
+        decided.unlisted(id, workloads, refusal.as_ref());
     }
     let (mut rest, assessments, memory) = decided.finish();
     rest.sort_by(|a, b| a.connector.cmp(&b.connector));
@@ -282,6 +283,15 @@ impl Step {
             | Self::Stop { handle }
             | Self::Remove { handle, .. }
             | Self::Hold { handle, .. } => Some(handle),
+        }
+    }
+
+    /// The workload that is gone once the step is done.
+    #[must_use]
+    pub fn takes_away(&self) -> Option<&Handle> {
+        match self {
+            Self::Refresh { old: handle, .. } | Self::Remove { handle, .. } => Some(handle),
+            _ => None,
         }
     }
 

@@ -89,6 +89,18 @@ pub async fn look_again<O: Orchestrator>(
     afters
 }
 
+/// Takes back what the plan wanted remembered of connectors whose steps failed: they are as they were.
+pub fn forget_failures(plan: &Plan, outcomes: &Outcomes, recalled: &Memory, memory: &mut Memory) {
+    let failed = outcomes.iter().filter(|(_, outcome)| outcome.result.is_err());
+    for (place, _) in failed {
+        let Some(entry) = plan.entries.get(*place) else { continue };
+        match recalled.connectors.get(&entry.connector) {
+            Some(before) => memory.connectors.insert(entry.connector.clone(), before.clone()),
+            None => memory.connectors.remove(&entry.connector),
+        };
+    }
+}
+
 /// Brings the restart histories of the workloads that this pass touched up to date: their counters began anew.
 pub fn reassess(
     afters: &Afters,

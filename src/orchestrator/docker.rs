@@ -32,6 +32,8 @@ use images::Images;
 
 /// Longest wait for the engine to begin an answer, in seconds: stopping a container can take its whole grace period.
 const ENGINE_TIMEOUT_S: u64 = 180;
+/// Waits between attempts to rename a container.
+const RENAME_WAITS_MS: [u64; 4] = [50, 100, 200, 400];
 /// Versions of the API to try, in order. 1.41 has all that is used here; engines from 29 on refuse what is older than 1.44,
 /// engines before 25 do not know that yet, and the last one is for engines that refuse both.
 const API_VERSIONS: [&ClientVersion; 3] = [
@@ -87,11 +89,11 @@ impl Docker {
         }
     }
 
-    /// Removes a container whatever it does. One that is gone already is as good as removed.
+    /// Removes a container whatever it does. One that is gone, or that somebody else is removing, is as good as removed.
     async fn remove(&self, id: &str) -> Result<(), EngineError> {
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
         match self.engine.remove_container(id, Some(options)).await {
-            Err(error) if status(&error) == Some(404) => Ok(()),
+            Err(error) if matches!(status(&error), Some(404 | 409)) => Ok(()),
             done => done,
         }
     }
@@ -105,8 +107,18 @@ impl Docker {
         self.engine.stop_container(id, None::<StopContainerOptions>).await
     }
 
+    /// Renames a container. The engine fails at that while a crashing one is between two runs, so it is asked again.
     async fn rename(&self, id: &str, name: &str) -> Result<(), EngineError> {
-        self.engine.rename_container(id, RenameContainerOptionsBuilder::default().name(name).build()).await
+        let mut waits = RENAME_WAITS_MS.iter();
+        loop {
+            let options = RenameContainerOptionsBuilder::default().name(name).build();
+            let renamed = self.engine.rename_container(id, options).await;
+            let failed = renamed.as_ref().is_err_and(|error| status(error) == Some(500));
+            match waits.next() {
+                Some(wait) if failed => tokio::time::sleep(Duration::from_millis(*wait)).await,
+                _ => return renamed,
+            }
+        }
     }
 
     async fn begin(&self, handle: &Handle, reason: StartReason) -> Result<(), StepError> {

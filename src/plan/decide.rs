@@ -8,7 +8,7 @@ use crate::desired::Rejected;
 use crate::model::{Connector, ConnectorId, ConnectorMemory, CurrentStatus, Memory, Phase, Requested, Workload};
 use crate::plan::names::Names;
 use crate::plan::restart_window::{self, Assessment, Reading};
-use crate::plan::{Decision, Entry, LoopAction, Policy, RefreshReason, Skip, StartReason, Step};
+use crate::plan::{Decision, Entry, LoopAction, Policy, PruneRefusal, RefreshReason, Skip, StartReason, Step};
 
 /// Decisions so far, and what they leave to remember.
 pub(super) struct Decided<'a> {
@@ -69,19 +69,21 @@ impl<'a> Decided<'a> {
     }
 
     /// A connector that is not listed any more; its removals are entries already.
-    pub(super) fn unlisted(&mut self, id: &ConnectorId, workloads: &[&Workload], refused: bool) {
+    pub(super) fn unlisted(&mut self, id: &ConnectorId, workloads: &[&Workload], refusal: Option<&PruneRefusal>) {
         let mut stays = false;
         for workload in workloads {
             let skip = match workload.platform {
                 None => Skip::UnknownPlatform,
-                Some(_) if refused => Skip::PruneRefused,
+                Some(_) if refusal.is_some() => Skip::PruneRefused,
                 Some(_) => continue,
             };
             stays = true;
             self.push(id, &workload.name, Decision::Skip(skip));
         }
-        if let (true, Some(memory)) = (stays, self.before.connectors.get(id)) {
-            self.connectors.insert(id.clone(), memory.clone());
+        if stays {
+            let mut memory = self.before.connectors.get(id).cloned().unwrap_or_default();
+            memory.spared |= refusal.is_some_and(PruneRefusal::is_lasting);
+            self.connectors.insert(id.clone(), memory);
         }
     }
 
@@ -215,7 +217,7 @@ fn refresh(connector: &Connector, workload: &Workload, name: String, reason: Ref
     Step::Refresh {
         old: workload.handle.clone(),
         old_name: workload.name.clone(),
-        old_up: workload.phase.is_up(),
+        old_up: workload.phase.is_up() || has_ended(connector, workload),
         name,
         start: connector.requested == Requested::Run && !held,
         reason,

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::desired::Desired;
+use crate::model::{ConnectorId, Memory, Workload};
 use crate::plan::{Groups, PrunePolicy};
 
 /// Why removals are refused.
@@ -29,9 +30,19 @@ pub enum PruneRefusal {
         /// The limit.
         max_percent: u8,
     },
+    /// Refused by an earlier pass. Without this, connectors deployed since would make the share look small.
+    #[error(
+        "{removals} connectors are not listed, and an earlier pass refused to remove {spared} of them; nothing is removed. If that is right, run once with --allow-prune"
+    )]
+    RefusedBefore {
+        /// Connectors that would go.
+        removals: usize,
+        /// Those of them that the guard kept before.
+        spared: usize,
+    },
     /// Some entries of the list could not even be identified. No flag overrides this one.
     #[error(
-        "{unidentified} entries of the platform's list have no usable id, so {removals} workloads that seem unlisted are kept"
+        "{unidentified} entries of the platform's list have no usable id, so {removals} connectors that seem unlisted are kept"
     )]
     PartialListing {
         /// Entries without an id.
@@ -41,13 +52,30 @@ pub enum PruneRefusal {
     },
 }
 
+impl PruneRefusal {
+    /// Whether it stands until the operator allows the removals or the connectors are listed again.
+    pub(super) fn is_lasting(&self) -> bool {
+        !matches!(self, Self::PartialListing { .. })
+    }
+}
+
 /// Judges the removals that the listing would lead to. Workloads that carry no platform label are never among them.
-pub(super) fn judge(desired: &Desired, groups: &Groups<'_>, policy: PrunePolicy) -> Option<PruneRefusal> {
-    let ours = |id: &crate::model::ConnectorId, workloads: &[&crate::model::Workload]| {
+pub(super) fn judge(
+    desired: &Desired,
+    groups: &Groups<'_>,
+    memory: &Memory,
+    policy: PrunePolicy,
+) -> Option<PruneRefusal> {
+    let ours = |id: &ConnectorId, workloads: &[&Workload]| {
         desired.lists(id) || workloads.iter().any(|workload| workload.platform.is_some())
     };
     let owned = groups.iter().filter(|(id, workloads)| ours(id, workloads)).count();
-    let removals = groups.iter().filter(|(id, workloads)| !desired.lists(id) && ours(id, workloads)).count();
+    let unlisted: Vec<&ConnectorId> = groups
+        .iter()
+        .filter(|(id, workloads)| !desired.lists(id) && ours(id, workloads))
+        .map(|(id, _)| *id)
+        .collect();
+    let removals = unlisted.len();
     if removals == 0 {
         return None;
     }
@@ -63,5 +91,7 @@ pub(super) fn judge(desired: &Desired, groups: &Groups<'_>, policy: PrunePolicy)
     if owned >= 3 && removals * 100 > owned * usize::from(policy.max_percent) {
         return Some(PruneRefusal::TooMany { removals, owned, max_percent: policy.max_percent });
     }
-    None
+    let spared = |id: &&&ConnectorId| memory.connectors.get(**id).is_some_and(|connector| connector.spared);
+    let spared = unlisted.iter().filter(spared).count();
+    (spared > 0).then_some(PruneRefusal::RefusedBefore { removals, spared })
 }

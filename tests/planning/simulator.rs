@@ -60,7 +60,7 @@ impl World {
             Step::Refresh { old, old_name, old_up, name, start, .. } => {
                 let connector = listed(id, desired)?;
                 let before = self.of(id, old)?.clone();
-                if before.name != *old_name || before.phase.is_up() != *old_up {
+                if before.name != *old_name || before.phase.is_up() && !*old_up {
                     return Err(format!("the old one is {before:?}"));
                 }
                 self.make(connector, name, *start, Some(old), now)

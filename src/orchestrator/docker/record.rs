@@ -103,6 +103,7 @@ impl Docker {
         if let Some((_, labels)) = best {
             read_labels(&labels, &mut records.recalled);
         }
+        records.recalled.stale = records.ids.len() > 1 || !records.recalled.notices.is_empty();
         Ok(records)
     }
 
@@ -115,7 +116,8 @@ impl Docker {
             place: crate::orchestrator::Orchestrator::place(self),
             why: error.to_string(),
         })?;
-        let name = format!("xtm-reconcile-record-{}-{seq}", self.manager);
+        // Of a record that cannot be read the number is not known either: its name must not be in the way.
+        let name = format!("xtm-reconcile-record-{}-{seq}-{:08x}", self.manager, fastrand::u32(..));
         self.create_marker(&name, labels).await.map_err(self.refused("writing the pass record"))?;
         for id in &before.ids {
             self.remove(id).await.map_err(self.refused("removing the previous pass record"))?;
@@ -175,7 +177,7 @@ fn labels(memory: &Memory, seq: u64) -> Result<HashMap<String, String>, serde_js
 
 /// What cannot be read is as good as never written, and said.
 fn read_labels(labels: &HashMap<String, String>, recalled: &mut Recalled) {
-    let Recalled { memory, notices } = recalled;
+    let Recalled { memory, notices, .. } = recalled;
     let mut unreadable = |label: &str, why: String| {
         notices.push(format!("{label} in the pass record cannot be read and counts as empty: {why}"));
     };

@@ -53,18 +53,24 @@ impl Docker {
         start: bool,
         stop: &Stop,
     ) -> Result<Handle, StepError> {
-        self.images.ensure(&self.engine, &spec.image, stop).await?;
+        if let Err(cause) = self.images.ensure(&self.engine, &spec.image, stop).await {
+            return Err(self.keep(old, start, cause).await);
+        }
         if stop.cause().is_some() {
             return Err(StepError::Stopped("the pass ended before the container was replaced"));
         }
-        let new = self.create(spec, &spec.name.staged(&spec.hash)).await.map_err(rolled_back)?;
-        if let Err(error) = self.stop(&old.handle.0).await.or_else(gone) {
-            let cause = part("that is replaced cannot be stopped")(error);
-            return Err(rolled_back(self.discard(&new, cause).await));
-        }
-        if start && let Err(error) = self.start(&new.0).await {
-            let cause = part("cannot be started")(error);
-            return Err(self.go_back(&new, old, cause).await);
+        let new = match self.create(spec, &spec.name.staged(&spec.hash)).await {
+            Ok(new) => new,
+            Err(cause) => return Err(self.keep(old, start, cause).await),
+        };
+        let exchanged = async {
+            self.stop(&old.handle.0).await.or_else(gone).map_err(part("that is replaced cannot be stopped"))?;
+            if start { self.start(&new.0).await.map_err(part("cannot be started")) } else { Ok(()) }
+        };
+        if let Err(cause) = exchanged.await {
+            tracing::warn!(container = old.name, "going back to the old container");
+            let cause = self.discard(&new, cause).await;
+            return Err(self.keep(old, start, cause).await);
         }
         // From here on the new one is complete: what fails now is mended by the next pass, not by going back.
         self.remove(&old.handle.0).await.map_err(part("that was replaced cannot be removed"))?;
@@ -119,11 +125,13 @@ impl Docker {
         }
     }
 
-    /// The new one does not start: the old one runs again.
-    async fn go_back(&self, new: &Handle, old: &Old<'_>, cause: StepError) -> StepError {
-        tracing::warn!(container = old.name, "going back to the old container");
-        let cause = self.discard(new, cause).await;
-        if !old.up {
+    /// There is no new one: the old one runs, also when it is not known whether it was stopped, or when a pass that was
+    /// killed had stopped it. Starting one that runs changes nothing.
+    async fn keep(&self, old: &Old<'_>, wanted: bool, cause: StepError) -> StepError {
+        if matches!(cause, StepError::Stopped(_)) {
+            return cause;
+        }
+        if !(old.up && wanted) {
             return rolled_back(cause);
         }
         match self.start(&old.handle.0).await {
