@@ -21,7 +21,7 @@ use crate::access::Permit;
 use crate::config::{DockerSettings, Endpoint, Registry};
 use crate::desired::Desired;
 use crate::log_lines::{Assembler, Stream};
-use crate::model::{Handle, ManagerId, Memory, PlatformKind};
+use crate::model::{Handle, ManagerId, Memory, Phase, PlatformKind};
 use crate::orchestrator::{Holder, Look, Observation, Orchestrator, OrchestratorError, Recalled, StepError};
 use crate::plan::{StartReason, Step};
 use crate::progress::Progress;
@@ -32,8 +32,8 @@ use images::Images;
 
 /// Longest wait for the engine to begin an answer, in seconds: stopping a container can take its whole grace period.
 const ENGINE_TIMEOUT_S: u64 = 180;
-/// Waits between attempts to rename a container.
-const RENAME_WAITS_MS: [u64; 4] = [50, 100, 200, 400];
+/// Times that a renaming which the engine failed at is tried again.
+const RENAME_TRIES: usize = 2;
 /// Versions of the API to try, in order. 1.41 has all that is used here; engines from 29 on refuse what is older than 1.44,
 /// engines before 25 do not know that yet, and the last one is for engines that refuse both.
 const API_VERSIONS: [&ClientVersion; 3] = [
@@ -107,18 +107,24 @@ impl Docker {
         self.engine.stop_container(id, None::<StopContainerOptions>).await
     }
 
-    /// Renames a container. The engine fails at that while a crashing one is between two runs, so it is asked again.
+    /// Renames a container. The engine cannot while a crashing one waits for its next run: that one is stopped for it.
     async fn rename(&self, id: &str, name: &str) -> Result<(), EngineError> {
-        let mut waits = RENAME_WAITS_MS.iter();
-        loop {
-            let options = RenameContainerOptionsBuilder::default().name(name).build();
-            let renamed = self.engine.rename_container(id, options).await;
-            let failed = renamed.as_ref().is_err_and(|error| status(error) == Some(500));
-            match waits.next() {
-                Some(wait) if failed => tokio::time::sleep(Duration::from_millis(*wait)).await,
-                _ => return renamed,
+        let ask = || self.engine.rename_container(id, RenameContainerOptionsBuilder::default().name(name).build());
+        for _ in 0..RENAME_TRIES {
+            match ask().await {
+                // 404 is what the engine says of the network that such a one does not have just then.
+                Err(error) if matches!(status(&error), Some(404 | 500)) => {}
+                done => return done,
+            }
+            let look = self.look_at(&Handle(id.to_owned())).await;
+            if look.is_ok_and(|look| look.is_some_and(|look| look.phase == Phase::Restarting)) {
+                self.stop(id).await?;
+                let renamed = ask().await;
+                self.start(id).await?;
+                return renamed;
             }
         }
+        ask().await
     }
 
     async fn begin(&self, handle: &Handle, reason: StartReason) -> Result<(), StepError> {
