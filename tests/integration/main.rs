@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 mod kill;
+mod memory;
 mod moves;
+mod overlap;
 mod refresh;
 mod scene;
 mod support;

@@ -1,0 +1,264 @@
+//! What a pass asks of the engine when nothing changed, what it remembers from one pass to the next, and reboot loops.
+
+use serde_json::{Value, json};
+use stand_in_platform::Connector;
+use xtm_reconcile::exit;
+
+use crate::moves::{SOON, line, set};
+use crate::scene::Scene;
+use crate::support::{ApiTap, Container, Engine, NewContainer};
+
+/// Restarts beyond this within the window are a loop; the window is long, so that a slow machine makes no difference.
+const LOOP: [(&str, &str); 2] = [("MANAGER__REBOOT_LOOP__LIMIT", "2"), ("MANAGER__REBOOT_LOOP__WINDOW", "600")];
+const LOOP_STOP: [(&str, &str); 3] = [LOOP[0], LOOP[1], ("MANAGER__REBOOT_LOOP__ACTION", "stop")];
+
+#[track_caller]
+fn pass(scene: &Scene, settings: &[(&str, &str)]) -> Value {
+    let program = set(scene.program().args(["run", "--output", "json"]), settings);
+    program.run().expect_code(exit::OK.into()).json()
+}
+
+fn crashing(connector: Connector) -> Connector {
+    connector.setting("STANDIN_CRASH_AFTER_MS", "1")
+}
+
+/// Waits until the engine has restarted the only container so often.
+fn restarted(scene: &Scene, times: u64) -> Container {
+    let id = scene.only().id;
+    scene.engine.wait_for("restarts", SOON, |engine| engine.container(&id).filter(|c| c.restarts >= times))
+}
+
+fn health(scene: &Scene, id: &str) -> (bool, u64) {
+    scene.platform.read(|state| {
+        let health = state.connector(id).and_then(|connector| connector.health.clone()).expect("a health report");
+        (health.is_in_reboot_loop, u64::try_from(health.restart_count).unwrap())
+    })
+}
+
+#[test]
+fn a_quiet_pass_asks_the_engine_for_little_and_no_more_for_stopped_connectors() {
+    let scene = Scene::new("calls");
+    for name in ["a", "b"] {
+        scene.connector(name);
+    }
+    let mut counts = Vec::new();
+    for more in [1, 6] {
+        // Stopped ones that exist.
+        for number in 0..more {
+            scene.connector(&format!("s{more}-{number}"));
+        }
+        scene.pass_ends(exit::OK);
+        scene.platform.edit(|state| {
+            for connector in state.connectors.iter_mut().filter(|connector| connector.id.starts_with("id-s")) {
+                connector.requested_status = "stopping".to_owned();
+            }
+        });
+        scene.pass_ends(exit::OK);
+        scene.pass_ends(exit::OK);
+
+        let tap = ApiTap::new(scene.engine);
+        scene.tapped(&tap).run().expect_code(exit::OK.into());
+        let requests = tap.requests();
+        let of_running: Vec<String> = ["id-a", "id-b"].map(|id| scene.container_of(id).id).into();
+        for request in &requests {
+            let part = request.path.split('/').nth(2).unwrap_or_default();
+            let known = match (request.method.as_str(), request.path.rsplit('/').next().unwrap_or_default()) {
+                ("GET", "version") => true,
+                ("GET", "json") if request.path == "/containers/json" => true,
+                ("GET", "json" | "logs") => of_running.iter().any(|id| id == part),
+                ("POST", "create") => request.query.contains("xtm-reconcile-lock"),
+                ("DELETE", _) => true,
+                _ => false,
+            };
+            assert!(known, "{request}?{}", request.query);
+        }
+        assert_eq!(tap.count("GET /containers/json"), 2, "everything, and the record: {requests:#?}");
+        assert_eq!(tap.count("GET /containers/*/json"), of_running.len());
+        assert_eq!(tap.writes().len(), 2, "the lock alone");
+        counts.push(requests.len());
+    }
+    assert_eq!(counts[0], counts[1]);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_said_taken_as_empty_and_replaced() {
+    let cases = [
+        ("garbage", "xtm-reconcile.record", "garbage"),
+        ("newer", "xtm-reconcile.record", r#"{"v":99,"seq":1}"#),
+        ("garbage-registration", "xtm-reconcile.registration", "{"),
+        ("newer-registration", "xtm-reconcile.registration", r#"{"v":2,"x":1}"#),
+        ("garbage-connector", "xtm-reconcile.connector.id-a", r#"{"v":1,"window":[]}"#),
+        ("garbage-adopted", "xtm-reconcile.adopted", r#"{"v":1,"hashes":{"x":"not a hash!"}}"#),
+    ];
+    for (what, label, text) in cases {
+        let scene = Scene::new("unreadable");
+        scene.connector("a");
+        scene.pass_ends(exit::OK);
+        let record = scene.records().remove(0);
+        scene.engine.remove(&record.id);
+        let mut broken = NewContainer::foreign(&record.name).image(&record.image);
+        for (name, value) in &record.labels {
+            broken = broken.label(name, value);
+        }
+        let made = scene.engine.post(
+            &format!("/containers/create?name={}", record.name),
+            &json!({"Image": record.image, "Cmd": ["never-started"], "Labels": labels_with(&record, label, text)}),
+        );
+        made.expect_success("the broken record");
+        let container = scene.only().id;
+
+        let report = scene.pass_ends(exit::OK);
+        let notices = report["notices"].to_string();
+        assert!(notices.contains("pass record") && notices.contains("cannot be read"), "{what}: {notices}");
+        assert_eq!(scene.only().id, container, "{what}");
+        let report = scene.pass_ends(exit::OK);
+        assert_eq!(report["notices"], json!([]), "{what}: it was replaced, so there is nothing more to say");
+        scene.is_settled(&["id-a"]);
+        scene.pass_is_quiet();
+    }
+}
+
+fn labels_with(record: &Container, label: &str, text: &str) -> Value {
+    let mut labels = record.labels.clone();
+    labels.insert(label.to_owned(), text.to_owned());
+    json!(labels)
+}
+
+#[test]
+fn of_several_records_the_newest_readable_one_counts_and_one_is_left() {
+    let scene = Scene::new("records");
+    scene.connector_with("a", crashing);
+    scene.pass_ends(exit::OK);
+    restarted(&scene, 3);
+    pass(&scene, &LOOP);
+    let record = scene.records().remove(0);
+    let other = |name: &str, seq: &str, changes: &[(&str, &str)]| {
+        let mut labels = record.labels.clone();
+        labels.insert("xtm-reconcile.record".to_owned(), seq.to_owned());
+        for (label, text) in changes {
+            labels.insert((*label).to_owned(), (*text).to_owned());
+        }
+        let body = json!({"Image": record.image, "Cmd": ["never-started"], "Labels": labels});
+        let path = format!("/containers/create?name={}-{name}", record.name);
+        scene.engine.post(&path, &body).expect_success("another record");
+    };
+    let window = |total: u64| {
+        format!(r#"{{"v":1,"window":{{"total":{total},"counter":0,"generation":"gone","samples":[[1,{total}]]}}}}"#)
+    };
+    other("older", r#"{"v":1,"seq":0}"#, &[("xtm-reconcile.connector.id-a", &window(5_000))]);
+    other("newest", r#"{"v":1,"seq":70}"#, &[("xtm-reconcile.connector.id-a", &window(1_000))]);
+    other("newer-program", r#"{"v":2,"seq":71}"#, &[]);
+    let report = pass(&scene, &LOOP);
+    let restarts = line(&report, "id-a")["restarts"].as_u64().unwrap();
+    assert!((1_001..5_000).contains(&restarts), "counted on from the newest: {restarts}");
+    assert_eq!(scene.records().len(), 1);
+}
+
+#[test]
+fn a_record_that_was_pruned_is_written_anew() {
+    let scene = Scene::new("pruned");
+    scene.connector("a");
+    scene.pass_ends(exit::OK);
+    let container = scene.only().id;
+    // What `docker container prune` does, to this manager's alone.
+    let filters = format!("%7B%22label%22%3A%5B%22xtm-reconcile.manager%3D{}%22%5D%7D", &*scene.manager);
+    let pruned = scene.engine.call("POST", &format!("/containers/prune?filters={filters}")).expect_success("prune");
+    assert_eq!(pruned["ContainersDeleted"].as_array().map(Vec::len), Some(1), "{pruned}");
+    scene.pass_ends(exit::OK);
+    assert_eq!(scene.only().id, container);
+    scene.is_settled(&["id-a"]);
+    scene.pass_is_quiet();
+}
+
+#[test]
+fn the_marker_image_is_made_again_when_somebody_removed_it() {
+    // Removing an image takes it from every test: an engine of its own.
+    let engine = Engine::private();
+    let scene = Scene::new("image");
+    let name = scene.connector("a");
+    let run = || scene.program_on(&engine.docker_host()).args(["run", "--output", "json"]).run();
+    run().expect_code(exit::OK.into());
+    engine.containers_of(&scene.manager).iter().filter(|c| c.name != name).for_each(|c| engine.remove(&c.id));
+    engine.untag("xtm-reconcile/empty:1");
+    run().expect_code(exit::OK.into());
+    assert!(engine.has_image("xtm-reconcile/empty:1"));
+    assert!(engine.container(&name).is_some_and(|container| container.running()));
+}
+
+#[test]
+fn a_reboot_loop_is_told_with_all_restarts_and_a_healthy_connector_is_not_in_one() {
+    let scene = Scene::new("loop");
+    scene.connector_with("a", crashing);
+    pass(&scene, &LOOP);
+    let first = restarted(&scene, 4);
+    let report = pass(&scene, &LOOP);
+    assert_eq!(line(&report, "id-a")["reboot_loop"], true, "{report:#}");
+    let (looping, before) = health(&scene, "id-a");
+    assert!(looping && before >= 4, "{before} restarts");
+
+    // Replaced: the engine counts from zero, the platform is told the sum.
+    scene.edit("id-a", |connector| connector.image = "xtm-fixture/connector:2".to_owned());
+    pass(&scene, &LOOP);
+    let second = restarted(&scene, 1);
+    assert_ne!(second.id, first.id);
+    pass(&scene, &LOOP);
+    let (_, after) = health(&scene, "id-a");
+    assert!(after > before, "{after} restarts after {before}");
+
+    let scene = Scene::new("healthy");
+    scene.connector("a");
+    pass(&scene, &LOOP);
+    pass(&scene, &LOOP);
+    assert_eq!(health(&scene, "id-a"), (false, 0));
+}
+
+#[test]
+fn a_connector_in_a_reboot_loop_is_held_when_told_to_until_it_changes_or_is_stopped_and_started() {
+    let scene = Scene::new("hold");
+    scene.connector_with("a", crashing);
+    pass(&scene, &LOOP_STOP);
+    for release in ["a new configuration", "a stop and a start"] {
+        restarted(&scene, 4);
+        let report = pass(&scene, &LOOP_STOP);
+        assert_eq!(line(&report, "id-a")["step"]["do"], "hold", "{release}: {report:#}");
+        assert_eq!(scene.only().state, "exited");
+        assert!(health(&scene, "id-a").0, "held is in a loop");
+        let held = scene.only();
+        for _ in 0..2 {
+            let report = pass(&scene, &LOOP_STOP);
+            assert_eq!(line(&report, "id-a")["skip"]["kind"], "held", "{release}: {report:#}");
+        }
+        scene.pass_is_quiet_with(&LOOP_STOP);
+        assert_eq!((scene.only().id, scene.only().state.as_str()), (held.id, "exited"), "{release}");
+
+        if release == "a new configuration" {
+            scene.edit("id-a", |connector| connector.image = "xtm-fixture/connector:2".to_owned());
+        } else {
+            scene.edit("id-a", |connector| connector.requested_status = "stopping".to_owned());
+            pass(&scene, &LOOP_STOP);
+            scene.edit("id-a", |connector| connector.requested_status = "starting".to_owned());
+        }
+        pass(&scene, &LOOP_STOP);
+        // It runs again, and is not held for the restarts before.
+        restarted(&scene, 1);
+    }
+}
+
+#[test]
+fn without_a_restart_policy_each_pass_starts_what_ended_and_counts_that() {
+    let scene = Scene::new("policy-no");
+    // Late enough to be told as started.
+    scene.connector_with("a", |connector| connector.setting("STANDIN_CRASH_AFTER_MS", "2000"));
+    let settings = [LOOP[0], LOOP[1], ("OPENCTI__DAEMON__DOCKER__RESTART_POLICY", "no")];
+    pass(&scene, &settings);
+    let id = scene.only().id;
+    for count in 1..=3_u64 {
+        scene.engine.wait_for("its end", SOON, |engine| engine.container(&id).filter(|c| c.state == "exited"));
+        let report = pass(&scene, &settings);
+        let told = line(&report, "id-a");
+        assert_eq!(told["step"]["reason"], "ended", "{report:#}");
+        assert_eq!(told["restarts"].as_u64(), Some(count), "{report:#}");
+    }
+    scene.engine.wait_for("its end", SOON, |e| e.container(&id).filter(|c| c.state == "exited"));
+    assert_eq!(line(&pass(&scene, &settings), "id-a")["reboot_loop"], true);
+}
