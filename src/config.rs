@@ -332,7 +332,7 @@ fn manager_key(raw: &Raw, funnel: &mut Funnel) -> Option<ManagerKey> {
             match source::read_secret(Path::new(path), variable, &mut funnel.notices) {
                 Ok(pem) => (variable, Secret::new(pem)),
                 Err(error) => {
-                    funnel.problem(variable, format!("cannot read {path}: {error}"), "name a readable key file");
+                    funnel.problems.push(source::unreadable_secret(variable, path, &error));
                     return None;
                 }
             }

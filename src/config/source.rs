@@ -49,13 +49,16 @@ pub(super) fn read(files: &[PathBuf], environment: impl Iterator<Item = (String,
     Source { raw, problems, notices }
 }
 
-/// The environment wins, also over the other form of the same secret in a file.
+/// The environment wins, also over the other forms of the same secret in a file.
 fn overlay(texts: &mut Texts, environment: Texts) {
     for name in environment.keys() {
         match name.strip_suffix("_FILE") {
             Some(base) if is_secret(base) => texts.remove(base),
             _ => texts.remove(&format!("{name}_FILE")),
         };
+        if matches!(name.as_str(), "MANAGER__CREDENTIALS_KEY" | "MANAGER__CREDENTIALS_KEY_FILE") {
+            texts.remove("MANAGER__CREDENTIALS_KEY_FILEPATH");
+        }
     }
     texts.extend(environment);
 }
@@ -74,8 +77,11 @@ fn is_secret(name: &str) -> bool {
 
 fn read_yaml(file: &Path) -> Result<Texts, String> {
     let text = fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-    let value: Value =
-        serde_saphyr::from_str(&text).map_err(|error| format!("{} is not YAML: {error}", file.display()))?;
+    // The library's words would quote the file, and there are secrets in it.
+    let value: Value = serde_saphyr::from_str(&text).map_err(|error| {
+        let place = error.location().map(|place| format!(", see line {} column {}", place.line(), place.column()));
+        format!("{} is not YAML{}", file.display(), place.unwrap_or_default())
+    })?;
     let mut texts = Texts::new();
     match value {
         Value::Null => {}
@@ -134,11 +140,20 @@ fn read_secret_files(texts: &mut Texts, problems: &mut Vec<Problem>, notices: &m
             Ok(text) => {
                 texts.insert(name, text);
             }
-            Err(error) => {
-                problems.push(Problem::new(&file_name, format!("cannot read {path}: {error}"), "name a readable file"));
-            }
+            Err(error) => problems.push(unreadable_secret(&file_name, &path, &error)),
         }
     }
+}
+
+/// What is no path, as far as can be told, is taken for the secret itself and not shown.
+pub(super) fn unreadable_secret(variable: &str, path: &str, error: &std::io::Error) -> Problem {
+    let path = path.trim();
+    let is_path = ["/", "./", "../", "~/"].iter().any(|start| path.starts_with(start));
+    if is_path && !path.contains(['\n', '\\']) {
+        return Problem::new(variable, format!("cannot read {path}: {error}"), "name a readable file");
+    }
+    let what = "cannot read it; its value is not shown, for it may be the secret itself".to_owned();
+    Problem::new(variable, what, "put the secret into a file, and the file's absolute path here")
 }
 
 /// Reads a file that holds a secret, without the line end that editors leave, and notes when everybody may read it.
