@@ -399,9 +399,13 @@ fn opencti(raw: Raw, proxy: Option<&ConnectorProxy>, funnel: &mut Funnel) -> Opt
     let url = funnel.url("OPENCTI__URL", raw.opencti__url.as_deref());
     let token = token(raw.opencti__token, funnel);
     let url = url?;
-    let via = proxy.and_then(|proxy| if url.starts_with("https:") { proxy.https.clone() } else { proxy.http.clone() });
+    let (name, via) = if url.starts_with("https:") {
+        ("OPENCTI__HTTPS_PROXY", proxy.and_then(|proxy| proxy.https.clone()))
+    } else {
+        ("OPENCTI__HTTP_PROXY", proxy.and_then(|proxy| proxy.http.clone()))
+    };
     if let Some(via) = &via {
-        funnel.proxy("OPENCTI__HTTPS_PROXY", via);
+        funnel.proxy(name, via);
     }
     let no_proxy = proxy.and_then(|proxy| proxy.no_proxy.as_deref()).unwrap_or_default();
     Some(OpenCtiSettings {

@@ -110,7 +110,14 @@ impl Funnel {
         let good = text.parse::<Uri>().is_ok_and(|uri| {
             let scheme = matches!(uri.scheme_str(), Some("http" | "https"));
             let authority = uri.authority().map_or("", |authority| authority.as_str());
-            scheme && !authority.is_empty() && !authority.contains('@') && uri.query().is_none() && !text.contains('#')
+            let after_host = authority.strip_prefix(uri.host().unwrap_or_default()).unwrap_or_default();
+            let port = after_host.is_empty() || uri.port_u16().is_some();
+            scheme
+                && port
+                && !authority.is_empty()
+                && !authority.contains('@')
+                && uri.query().is_none()
+                && !text.contains('#')
         });
         if !good {
             // The text is not shown: it may hold a password.
@@ -120,9 +127,12 @@ impl Funnel {
         Some(text.to_owned())
     }
 
-    /// A proxy's URL must be one that the HTTP client takes.
+    /// A proxy's URL must be one that the HTTP client takes, which is built without SOCKS.
     pub(super) fn proxy(&mut self, variable: &str, url: &Secret) {
-        if ureq::Proxy::new(url.expose()).is_err() {
+        use ureq::ProxyProtocol::{Http, Https};
+        let usable = ureq::Proxy::new(url.expose())
+            .is_ok_and(|proxy| matches!(proxy.protocol(), Http | Https) && !proxy.host().is_empty());
+        if !usable {
             self.problem(variable, "it is no URL of a proxy".to_owned(), "use http://HOST:PORT");
         }
     }
@@ -130,8 +140,12 @@ impl Funnel {
     /// PEM texts, or paths of files that hold them.
     pub(super) fn certificates(&mut self, variable: &str, text: Option<&str>) -> Vec<String> {
         let Some(text) = text.map(str::trim) else { return vec![] };
-        // Base64 holds no comma, so that one PEM text is one item either way.
-        let items = self.list(variable, Some(text)).unwrap_or_default();
+        // PEM texts may have comments with commas in them, so that they are not taken apart.
+        let items = if text.contains("-----BEGIN") && !text.starts_with(['[', '/', '.']) {
+            vec![text.to_owned()]
+        } else {
+            self.list(variable, Some(text)).unwrap_or_default()
+        };
         let mut certificates = Vec::new();
         for item in items {
             let pem = if item.contains("-----BEGIN") {
