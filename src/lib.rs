@@ -104,8 +104,7 @@ fn run_pass(args: &PassArgs, command: pass::Command) -> u8 {
         Ok(report) => report,
         Err(error) => return complain(&format!("the runtime cannot be started: {error}"), exit::ORCHESTRATOR),
     };
-    let printed = print(&render(&report, args.output));
-    if printed == exit::OK { report.exit_code } else { printed }
+    exit::worst([report.exit_code, print(&render(&report, args.output))])
 }
 
 fn run_check(args: &PassArgs) -> u8 {
@@ -116,10 +115,7 @@ fn run_check(args: &PassArgs) -> u8 {
     };
     let stop = Stop::after(settings.limits.deadline);
     match with_runtime(&stop, check::check(Arc::new(settings), &stop)) {
-        Ok((lines, code)) => {
-            let printed = print(&check::table(&lines));
-            if printed == exit::OK { code } else { printed }
-        }
+        Ok((lines, code)) => exit::worst([code, print(&check::table(&lines))]),
         Err(error) => complain(&format!("the runtime cannot be started: {error}"), exit::ORCHESTRATOR),
     }
 }
