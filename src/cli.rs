@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -94,4 +96,20 @@ pub enum Output {
     Table,
     /// One JSON document.
     Json,
+}
+
+/// The files of every `--config` in `arguments`, in order. Of an option that may stand before and after the command, clap
+/// keeps one side only. The arguments must be ones that it has accepted.
+#[must_use]
+pub fn config_files(arguments: impl IntoIterator<Item = OsString>) -> Vec<PathBuf> {
+    let mut arguments = arguments.into_iter();
+    let mut files = Vec::new();
+    while let Some(argument) = arguments.next() {
+        if argument == "--config" {
+            files.extend(arguments.next().map(PathBuf::from));
+        } else if let Some(file) = argument.as_bytes().strip_prefix(b"--config=") {
+            files.push(OsString::from_vec(file.to_vec()).into());
+        }
+    }
+    files
 }

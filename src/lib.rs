@@ -62,7 +62,8 @@ pub fn run() -> u8 {
             return code;
         }
     };
-    let Cli { command, pass: args } = cli;
+    let Cli { command, pass: mut args } = cli;
+    args.config = cli::config_files(std::env::args_os());
     match command.unwrap_or(Command::Run) {
         Command::Run => run_pass(&args, pass::Command::Run),
         Command::Plan { detailed_exitcode } => run_pass(&args, pass::Command::Plan { detailed_exitcode }),
