@@ -122,28 +122,34 @@ pub enum PlatformError {
         registered: String,
     },
     /// The operation is not in the platform's schema.
-    #[error("{operation}: the platform does not know this: {message}")]
+    #[error("{operation}: {url} does not know this: {message}")]
     NotSupported {
         /// What was asked.
         operation: &'static str,
+        /// The platform.
+        url: String,
         /// The platform's words.
         message: String,
     },
     /// Any other error of the platform's own.
-    #[error("{operation}: the platform answered {code}: {message}")]
+    #[error("{operation}: {url} answered {code}: {message}")]
     Refused {
         /// What was asked.
         operation: &'static str,
+        /// The platform.
+        url: String,
         /// The platform's code.
         code: String,
         /// The platform's words.
         message: String,
     },
     /// No value and no error.
-    #[error("{operation}: the platform answered null, without an error")]
+    #[error("{operation}: {url} answered null, without an error")]
     Null {
         /// What was asked.
         operation: &'static str,
+        /// The platform.
+        url: String,
     },
     /// The task that made the call was lost.
     #[error("{operation}: the call was abandoned: {why}")]
@@ -156,6 +162,17 @@ pub enum PlatformError {
 }
 
 impl PlatformError {
+    /// Whether other requests would fail like this one: the platform as a whole cannot be used.
+    #[must_use]
+    pub fn is_general(&self) -> bool {
+        match self {
+            // About what was sent: too large, or refused by something that looks into it.
+            Self::Http { source: HttpError::Status { status: 400 | 413 | 422, .. }, .. } => false,
+            Self::Http { .. } | Self::TokenRefused { .. } => true,
+            _ => false,
+        }
+    }
+
     /// What the operator can do about it.
     #[must_use]
     pub fn cure(&self) -> &'static str {

@@ -104,6 +104,12 @@ impl HttpError {
             Self::Status { status: 404, .. } | Self::NotJson { .. } => {
                 "see that OPENCTI__URL is the platform itself, with its base path, and not a login page or proxy"
             }
+            Self::Status { status: 403 | 407, .. } => {
+                "see what refuses it: a proxy or firewall before the platform, for the platform itself never answers so"
+            }
+            Self::Status { status: 413, .. } => {
+                "lower MANAGER__LOGS_TAIL, or let the proxy before the platform take larger requests"
+            }
             Self::Status { .. } | Self::Truncated { .. } => {
                 "look into the log of the platform and of any proxy before it; the next pass tries again"
             }
@@ -285,7 +291,11 @@ fn proxy(settings: &OpenCtiSettings) -> Option<ureq::Proxy> {
         builder = builder.password(password);
     }
     for host in &settings.no_proxy {
+        // As curl and Python's requests have it, which connectors use: a name also stands for what is below it.
         builder = builder.no_proxy(host);
+        if !host.starts_with(['.', '*']) {
+            builder = builder.no_proxy(&format!(".{host}"));
+        }
     }
     builder.build().ok()
 }

@@ -116,13 +116,13 @@ impl OpenCti {
             .map_err(|error| PlatformError::Abandoned { operation, why: error.to_string() })?;
         let text = match self.http.post("/graphql", &body, timeout) {
             Ok(text) => text,
-            Err(source) => return Err(self.refusal(operation, &source).unwrap_or_else(|| http(source))),
+            Err(source) => return Err(self.refusal(&source).unwrap_or_else(|| http(source))),
         };
         let answer: Answer = serde_json::from_str(&text).map_err(|error| http(self.http.unparsable(&text, &error)))?;
         if let Some(error) = answer.errors.unwrap_or_default().into_iter().next() {
             return Err(self.error(operation, error));
         }
-        let data = answer.data.ok_or(PlatformError::Null { operation })?;
+        let data = answer.data.ok_or_else(|| self.null(operation))?;
         read(data).map_err(|error| http(self.http.unexpected(&error)))
     }
 
@@ -137,15 +137,14 @@ impl OpenCti {
         self.call::<Q, _>(operation, variables, self.timeouts.request, |data| serde_json::from_str(data.get()))
     }
 
-    /// Some proxies answer a refused token themselves.
-    fn refusal(&self, operation: &'static str, source: &HttpError) -> Option<PlatformError> {
-        match source {
-            HttpError::Status { status: 401, .. } => Some(self.token_refused()),
-            HttpError::Status { status: 403, .. } => {
-                Some(PlatformError::Forbidden { operation, url: self.url.clone(), capability: capability(operation) })
-            }
-            _ => None,
-        }
+    /// Some proxies answer a refused token themselves. A 403 is never about a capability: the platform tells that in a
+    /// GraphQL error (contracts 1.4).
+    fn refusal(&self, source: &HttpError) -> Option<PlatformError> {
+        matches!(source, HttpError::Status { status: 401, .. }).then(|| self.token_refused())
+    }
+
+    fn null(&self, operation: &'static str) -> PlatformError {
+        PlatformError::Null { operation, url: self.url.clone() }
     }
 
     fn token_refused(&self) -> PlatformError {
@@ -160,8 +159,8 @@ impl OpenCti {
             "AUTH_REQUIRED" => self.token_refused(),
             "FORBIDDEN_ACCESS" => PlatformError::Forbidden { operation, url, capability: capability(operation) },
             "LTS_REQUIRED_ACTIVATION" => PlatformError::Licence { url },
-            "GRAPHQL_VALIDATION_FAILED" => PlatformError::NotSupported { operation, message: error.message },
-            _ => PlatformError::Refused { operation, code, message: error.message },
+            "GRAPHQL_VALIDATION_FAILED" => PlatformError::NotSupported { operation, url, message: error.message },
+            _ => PlatformError::Refused { operation, url, code, message: error.message },
         }
     }
 }
@@ -195,7 +194,7 @@ impl Platform for OpenCti {
     fn version(&self) -> Result<String, PlatformError> {
         let operation = "about";
         let data = self.query::<op::Version>(operation, op::version::Variables {})?;
-        let version = data.about.ok_or(PlatformError::Null { operation })?.version;
+        let version = data.about.ok_or_else(|| self.null(operation))?.version;
         if parse_version(&version).is_some_and(|version| version < FIRST_VERSION) {
             return Err(PlatformError::TooOld { url: self.url.clone(), version, least: FIRST_VERSION_TEXT });
         }
@@ -222,7 +221,7 @@ impl Platform for OpenCti {
         let operation = "registerConnectorsManager";
         match self.query::<op::Register>(operation, op::register::Variables { input }) {
             Ok(data) if data.register_connectors_manager.is_some() => Ok(()),
-            Ok(_) => Err(PlatformError::Null { operation }),
+            Ok(_) => Err(self.null(operation)),
             Err(PlatformError::Refused { code, message, .. }) if code == "UNSUPPORTED_ERROR" => {
                 let registered = self.managers().map_or(message, |managers| managers.join(", "));
                 Err(PlatformError::OtherManager { url: self.url.clone(), registered })
@@ -242,7 +241,7 @@ impl Platform for OpenCti {
                 let raw: RawConnectors = serde_json::from_str(data.get())?;
                 Ok(raw.list.map(|list| listing(&list)))
             })?;
-        listing.ok_or(PlatformError::Null { operation })
+        listing.ok_or_else(|| self.null(operation))
     }
 
     fn capabilities(&self) -> Result<Option<Vec<String>>, PlatformError> {
