@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::access::Permit;
-use crate::desired::Desired;
+use crate::desired::{Desired, Rejection};
 use crate::model::{Connector, ConnectorId, CurrentStatus, Handle, Memory, VariableValue};
 use crate::orchestrator::Orchestrator;
 use crate::plan::restart_window::Assessment;
@@ -17,6 +18,9 @@ use crate::platform::{Health, Platform, PlatformError};
 use crate::secret::Secret;
 use crate::settle::{After, Afters};
 use crate::stop::Stop;
+
+/// Longest wait for an answer once the pass has to end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What to send for one connector.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,15 +72,19 @@ pub fn jobs(
     memory: &Memory,
     now: Timestamp,
 ) -> Vec<Job> {
-    let usable = desired.connectors.values().map(|connector| (&connector.id, connector.shown, Some(connector)));
-    let rejected = desired.rejected.values().map(|rejected| (&rejected.id, rejected.shown, None));
+    let usable = desired.connectors.values().map(|connector| (&connector.id, Some(connector.shown), Some(connector)));
+    // What the platform shows of an entry that cannot be read is not known, and so neither is what would be new to it.
+    let rejected = desired.rejected.values().map(|rejected| {
+        let unread = matches!(rejected.reason, Rejection::Unreadable { .. } | Rejection::ListedTwice);
+        (&rejected.id, (!unread).then_some(rejected.shown), None)
+    });
     let listed = usable.chain(rejected).filter(|(id, ..)| !afters.is_unknown(id));
     listed
         .filter_map(|(id, shown, connector)| {
             let after = afters.states.get(id);
             let up = after.is_some_and(|after| after.phase.is_up());
             let status = if up { CurrentStatus::Started } else { CurrentStatus::Stopped };
-            let status = (shown != Some(status)).then_some(status);
+            let status = shown.is_some_and(|shown| shown != Some(status)).then_some(status);
             // The log of a workload that is down and was not touched is on the platform already.
             let logs = after.filter(|after| up || after.touched || status.is_some());
             let held = memory.connectors.get(id).is_some_and(|connector| connector.held.is_some());
@@ -231,10 +239,20 @@ impl<O: Orchestrator> Publisher<'_, O> {
             return false;
         }
         let (platform, permit, id) = (Arc::clone(&self.platform), self.permit, connector.clone());
-        match tokio::task::spawn_blocking(move || call(platform.as_ref(), permit, &id)).await {
+        let answer = tokio::task::spawn_blocking(move || call(platform.as_ref(), permit, &id));
+        let Some(answer) = self.patiently(answer).await else {
+            gone.store(true, Ordering::Relaxed);
+            failures.push(failure(
+                "no answer came before the pass had to end".to_owned(),
+                "the next pass sends it",
+                true,
+            ));
+            return false;
+        };
+        match answer {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
-                let platform_gone = matches!(error, PlatformError::Http { .. } | PlatformError::TokenRefused { .. });
+                let platform_gone = error.is_general();
                 if platform_gone {
                     gone.store(true, Ordering::Relaxed);
                 }
@@ -246,6 +264,16 @@ impl<O: Orchestrator> Publisher<'_, O> {
                 failures.push(failure(lost.to_string(), "report it, with the log", false));
                 false
             }
+        }
+    }
+
+    /// Waits for an answer; once the pass has to end, not for long: whoever ended it may not wait until a request times
+    /// out before killing the process, and the lock is still to be given back.
+    async fn patiently<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            answer = answer => Some(answer),
+            () = async { self.stop.stopped().await; tokio::time::sleep(LAST_WORDS).await } => None,
         }
     }
 }
