@@ -11,7 +11,8 @@ use crate::orchestrator::Orchestrator;
 use crate::orchestrator::docker::Docker;
 use crate::platform::{OpenCti, Platform, PlatformError, envelope};
 use crate::progress::Progress;
-use crate::stop::Stop;
+use crate::report::{on_one_line, printable};
+use crate::stop::{Cause, Stop};
 
 /// What a manager's user needs (contracts 1.3).
 const CAPABILITIES: [&str; 3] = ["CONNECTORAPI", "SETTINGS_SETACCESSES", "MODULES"];
@@ -73,9 +74,22 @@ pub(crate) async fn check(settings: Arc<Settings>, stop: &Stop) -> (Vec<Line>, u
     }
     let key = &settings.manager.key;
     lines.good("key", format!("RSA {}, fingerprint {}", key.modulus_bytes() * 8, key.fingerprint));
+    tokio::select! {
+        biased;
+        () = both_sides(&settings, stop, &mut lines) => {}
+        () = stop.stopped() => {
+            let cause = stop.cause().unwrap_or(Cause::Deadline);
+            lines.bad("check", cause.exit_code(), format!("ended early: {}", cause.as_str()));
+        }
+    }
+    let code = exit::worst(lines.1.iter().copied());
+    (lines.0, code)
+}
+
+async fn both_sides(settings: &Arc<Settings>, stop: &Stop, lines: &mut Lines) {
     let platform = OpenCti::new(&settings.opencti, &settings.manager, 1, stop.clone());
     let asked = tokio::task::spawn_blocking({
-        let settings = Arc::clone(&settings);
+        let settings = Arc::clone(settings);
         move || ask(&platform, &settings)
     });
     let mut desired = Desired::default();
@@ -87,9 +101,7 @@ pub(crate) async fn check(settings: Arc<Settings>, stop: &Stop) -> (Vec<Line>, u
         }
         Err(lost) => lines.bad("platform", exit::PLATFORM, lost.to_string()),
     }
-    engine(&settings, &desired, &mut lines).await;
-    let code = exit::worst(lines.1.iter().copied());
-    (lines.0, code)
+    engine(settings, &desired, lines).await;
 }
 
 /// Everything about the platform. Blocks its thread.
@@ -218,7 +230,7 @@ pub(crate) fn table(lines: &[Line]) -> String {
             Verdict::Open => ("note", 33),
         };
         let word = if colour { format!("\u{1b}[{code}m{word}\u{1b}[0m") } else { word.to_owned() };
-        text.push_str(&format!("{word}  {:<13}  {}\n", line.what, line.detail));
+        text.push_str(&format!("{word}  {:<13}  {}\n", line.what, printable(&on_one_line(&line.detail))));
     }
     text
 }

@@ -19,6 +19,7 @@ use crate::publish::{Failure, Sent};
 use crate::stop::Cause;
 
 pub use table::table;
+pub(crate) use table::{on_one_line, printable};
 
 /// Version of the JSON report's form; grows when a field changes its meaning or goes.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -210,13 +211,8 @@ impl Report {
 
     /// The pass was told to stop.
     pub fn stopped(&mut self, cause: Cause) {
-        let code = match cause {
-            Cause::Deadline => exit::CONNECTOR_FAILED,
-            Cause::Interrupt => exit::INTERRUPTED,
-            Cause::Terminate => exit::TERMINATED,
-        };
         let cure = "the next pass goes on where this one stopped";
-        self.fault(code, None, format!("the pass was ended early: {}", cause.as_str()), cure);
+        self.fault(cause.exit_code(), None, format!("the pass was ended early: {}", cause.as_str()), cure);
     }
 
     /// Something of a connector could not be published or looked at.

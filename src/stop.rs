@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::exit;
+
 /// Why a pass ends before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
@@ -24,6 +26,16 @@ impl Cause {
             Self::Deadline => "the pass deadline is over (MANAGER__PASS_DEADLINE)",
             Self::Interrupt => "SIGINT was received",
             Self::Terminate => "SIGTERM was received",
+        }
+    }
+
+    /// What a command that it ended early exits with.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Deadline => exit::CONNECTOR_FAILED,
+            Self::Interrupt => exit::INTERRUPTED,
+            Self::Terminate => exit::TERMINATED,
         }
     }
 }

@@ -27,7 +27,12 @@ pub fn table(report: &Report) -> String {
         text.push_str(&format!("notice: {notice}\n"));
     }
     text.push_str(&summary(report));
-    text
+    printable(&text)
+}
+
+/// Names and messages come from elsewhere: none of them may move the cursor of a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
 fn is_shown(line: &Line) -> bool {
@@ -61,7 +66,7 @@ fn row(line: &Line) -> [String; 4] {
         LineResult::Unchanged => "unchanged",
         LineResult::Rejected => "REJECTED",
     };
-    [line.entry.title.clone(), action.to_owned(), result.to_owned(), detail.join("; ")]
+    [on_one_line(&line.entry.title), action.to_owned(), result.to_owned(), on_one_line(&detail.join("; "))]
 }
 
 fn step_detail(step: &Step) -> String {
@@ -154,6 +159,11 @@ pub(crate) fn columns<'a, const N: usize>(rows: impl Iterator<Item = &'a [String
         text.push('\n');
     }
     text
+}
+
+/// For a cell of a table.
+pub(crate) fn on_one_line(text: &str) -> String {
+    text.replace(['\n', '\r'], " ")
 }
 
 fn shorten(cell: &str) -> String {
