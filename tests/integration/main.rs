@@ -1,10 +1,18 @@
 //! The program against a real Docker engine, a real registry and the stand-in platform. Run by `tests/run`.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+mod cli;
+mod config;
+mod input;
 mod kill;
 mod memory;
 mod moves;
 mod overlap;
+mod platform;
+mod publish;
+mod readme;
+mod readonly;
 mod refresh;
 mod scene;
 mod support;
+mod watch;

@@ -36,7 +36,7 @@ fn variable(name: &str) -> String {
 }
 
 /// The root of the repository.
-fn repository() -> std::path::PathBuf {
+pub(crate) fn repository() -> std::path::PathBuf {
     env!("CARGO_MANIFEST_DIR").into()
 }
 

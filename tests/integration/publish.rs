@@ -1,0 +1,164 @@
+//! What the platform is told of connectors, and what it is spared.
+
+use std::time::Duration;
+
+use serde_json::json;
+use stand_in_platform::Connector;
+use xtm_reconcile::exit;
+
+use crate::scene::Scene;
+use crate::support::Container;
+use crate::watch::expect_all;
+
+const SOON: Duration = Duration::from_secs(30);
+const STATUS: &str = "updateConnectorCurrentStatus";
+const HEALTH: &str = "updateConnectorHealth";
+const LOGS: &str = "updateConnectorLogs";
+
+/// How often each report was sent since the journal was cleared, and clears it.
+fn sent(scene: &Scene) -> [usize; 3] {
+    let counts = [STATUS, HEALTH, LOGS].map(|operation| scene.platform.calls(operation).len());
+    scene.platform.clear_journal();
+    counts
+}
+
+fn of(scene: &Scene, id: &str) -> Connector {
+    scene.platform.read(|state| state.connector(id).unwrap().clone())
+}
+
+fn container(scene: &Scene, name: &str) -> Container {
+    scene.engine.container(name).unwrap()
+}
+
+/// Waits until a container's log contains `needle`.
+#[track_caller]
+fn printed(scene: &Scene, name: &str, needle: &str) {
+    scene.engine.wait_for(needle, SOON, |engine| engine.logs(name).contains(needle).then_some(()));
+}
+
+#[test]
+fn status_goes_out_on_change_alone_and_health_and_logs_of_what_runs_with_every_pass() {
+    let scene = Scene::new("reports");
+    let (up, down) = (scene.connector("up"), scene.connector("down"));
+    scene.connector_with("never", |connector| connector.requested("stopped"));
+    let pass = || scene.pass().expect_code(exit::OK.into()).json()["platforms"][0]["sent"].clone();
+
+    // The one that was never started has no status on the platform yet.
+    assert_eq!(pass(), json!({"status": 3, "health": 2, "logs": 2}));
+    assert_eq!(sent(&scene), [3, 2, 2]);
+    assert_eq!(of(&scene, "id-never").current_status.as_deref(), Some("stopped"));
+    let health = of(&scene, "id-up").health.unwrap();
+    let started = container(&scene, &up).json["State"]["StartedAt"].as_str().unwrap().to_owned();
+    assert_eq!(health.restart_count, 0);
+    assert_eq!(health.started_at.as_millisecond(), started.parse::<jiff::Timestamp>().unwrap().as_millisecond());
+    assert!(!health.is_in_reboot_loop);
+
+    printed(&scene, &down, "writes to stderr");
+    for _ in 0..2 {
+        assert_eq!(pass(), json!({"status": 0, "health": 2, "logs": 2}));
+        assert_eq!(sent(&scene), [0, 2, 2], "a quiet pass repeats no status");
+    }
+
+    // Stopped: told once, with the last of its log; then nothing more is said of it.
+    scene.platform.edit(|state| {
+        let down = state.connector_mut("id-down").unwrap();
+        down.requested_status = "stopping".to_owned();
+        down.logs.clear();
+    });
+    assert_eq!(pass(), json!({"status": 1, "health": 1, "logs": 2}));
+    assert_eq!(sent(&scene), [1, 1, 2]);
+    let stopped = of(&scene, "id-down");
+    assert_eq!(stopped.current_status.as_deref(), Some("stopped"));
+    expect_all(&stopped.logs.join("\n"), &[&format!("connector {down} version 1 started")], "its last log");
+    assert_eq!(pass(), json!({"status": 0, "health": 1, "logs": 1}));
+    assert_eq!(sent(&scene), [0, 1, 1]);
+
+    // Somebody stopped one by hand: it is started again and the platform need not hear of it.
+    scene.engine.stop(&up);
+    assert_eq!(pass(), json!({"status": 0, "health": 1, "logs": 1}));
+    assert!(container(&scene, &up).running());
+    // The platform lost what it knew.
+    scene.platform.edit(|state| state.connectors.iter_mut().for_each(|connector| connector.current_status = None));
+    assert_eq!(pass(), json!({"status": 3, "health": 1, "logs": 2}));
+}
+
+#[test]
+fn logs_are_the_last_lines_replace_what_was_there_and_are_as_many_as_told() {
+    let scene = Scene::new("tail");
+    let name = scene.connector_with("a", |connector| connector.setting("STANDIN_LINES", "250"));
+    let pass = |tail: &str| {
+        scene.program().var("MANAGER__LOGS_TAIL", tail).run().expect_code(exit::OK.into());
+        of(&scene, "id-a").logs
+    };
+    // Where the one line on stderr comes to stand among the others is the engine's affair.
+    let numbers = |logs: &[String]| -> Vec<u32> {
+        logs.iter().filter_map(|line| line.strip_prefix("line ")?.parse().ok()).collect()
+    };
+    pass("100");
+    printed(&scene, &name, "line 250");
+    let hundred = pass("100");
+    assert_eq!(hundred.len(), 100);
+    assert_eq!(numbers(&hundred).last(), Some(&250));
+    let seven = pass("7");
+    assert_eq!(seven.len(), 7, "replaced, not appended");
+    assert!(numbers(&seven).ends_with(&[245, 246, 247, 248, 249, 250]), "{seven:?}");
+    scene.platform.clear_journal();
+    assert_eq!(pass("0"), seven, "0 sends none");
+    assert_eq!(scene.platform.calls(LOGS), []);
+    assert_eq!(pass("10000").len(), 252);
+}
+
+#[test]
+fn logs_are_made_fit_to_be_shown_and_hold_no_secret() {
+    let scene = Scene::new("masked");
+    let secrets = [
+        ("sealed", "PLAIN_NAME", "sealed-hunter2", true),
+        ("token", "MY_TOKEN", "clear-hunter2", false),
+        ("password", "db_password", "p=ss word \"hunter2\"", false),
+        ("lines", "SIGNING_SECRET", "first-hunter2\nsecond-hunter2", true),
+        ("proxy", "HTTPS_PROXY", "http://user:hunter2@proxy:3128", false),
+    ];
+    for (name, variable, value, sealed) in secrets {
+        scene.connector_with(name, |connector| {
+            let connector = connector.setting("STANDIN_PRINT", variable);
+            if sealed { connector.secret(variable, value) } else { connector.setting(variable, value) }
+        });
+    }
+    let shown =
+        scene.connector_with("shown", |c| c.setting("STANDIN_PRINT", "INTERVAL").setting("INTERVAL", "sevenish"));
+    let binary = scene.connector_with("binary", |connector| connector.setting("STANDIN_BINARY", "1"));
+    scene.pass().expect_code(exit::OK.into());
+    for (name, variable, ..) in secrets {
+        printed(&scene, &scene.manager.connector_name(name), &format!("{variable}="));
+    }
+    printed(&scene, &shown, "sevenish");
+    printed(&scene, &binary, "progress 100%");
+    scene.engine.wait_for("the long line", SOON, |engine| (engine.logs(&binary).len() > 200_000).then_some(()));
+    scene.pass().expect_code(exit::OK.into());
+    // Once more as a rejected one, of which nothing can be decrypted.
+    for (name, variable, ..) in secrets {
+        let logs = of(&scene, &format!("id-{name}")).logs.join("\n");
+        expect_all(&logs, &[variable, "[masked]"], name);
+        assert!(!logs.contains("hunter2"), "{name}: {logs}");
+    }
+    expect_all(&of(&scene, "id-shown").logs.join("\n"), &["INTERVAL=sevenish"], "no secret");
+    let logs = of(&scene, "id-binary").logs;
+    for line in &logs {
+        assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
+        assert!(line.chars().count() <= 4200, "{}", line.len());
+    }
+    expect_all(&logs.join("\n"), &["invalid utf-8 <\u{fffd}", "ansi <red> <> end", "… [cut]"], "binary");
+
+    scene.platform.edit(|state| {
+        for connector in &mut state.connectors {
+            connector.logs.clear();
+            connector.raw_override = Some(json!({"manager_requested_status": "dancing"}));
+        }
+    });
+    scene.pass().expect_code(exit::CONNECTOR_FAILED.into());
+    for (name, _, _, sealed) in secrets {
+        let logs = of(&scene, &format!("id-{name}")).logs.join("\n");
+        let told_by_name = name != "sealed" || !sealed;
+        assert!(!logs.is_empty() && (!told_by_name || !logs.contains("hunter2")), "{name}, rejected: {logs}");
+    }
+}
