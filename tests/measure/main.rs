@@ -33,8 +33,8 @@ const DEPLOY_ENCRYPTED: f64 = 1.35;
 const RSA_CORES: f64 = 0.75;
 /// A quiet pass over stopped connectors: wall time in seconds, memory in MB.
 const STOPPED: (f64, f64) = (2.0, 40.0);
-/// `--version`, in seconds.
-const VERSION: f64 = 0.010;
+/// `--version`, in milliseconds.
+const VERSION_MS: f64 = 10.0;
 /// The program's file, in MB.
 const FILE: f64 = 15.0;
 /// Runs of `--version` per repetition.
@@ -75,6 +75,13 @@ impl Sample {
         let stages = self.report["stages"].as_array().expect("stages");
         let stage = stages.iter().find(|stage| stage["name"] == name).expect("the stage was reached");
         stage["ms"].as_f64().expect("milliseconds")
+    }
+
+    /// All stages and their times in milliseconds.
+    fn stages(&self) -> String {
+        let stages = self.report["stages"].as_array().expect("stages").iter();
+        let told = stages.map(|stage| format!("{} {}", stage["name"].as_str().unwrap_or_default(), stage["ms"]));
+        told.collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -119,11 +126,17 @@ fn running(scene: &Scene, notes: &mut Vec<String>) -> Vec<Row> {
 
     let (mut engine, mut without, mut with) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=scene.repeat {
-        eprintln!("first deployment, round {round} of {}", scene.repeat);
         scene.direct.clear();
-        engine.push(scene.direct.make(&copies, true).as_secs_f64());
-        without.push(scene.deploy(&plain.state));
-        with.push(scene.deploy(&encrypted.state));
+        let alone = scene.direct.make(&copies, true).as_secs_f64();
+        let (first, second) = (scene.deploy(&plain.state), scene.deploy(&encrypted.state));
+        let times = [first.usage.wall, second.usage.wall].map(|wall| wall.as_secs_f64());
+        eprintln!(
+            "first deployment, round {round} of {}: the engine alone {alone:.1} s, the program {:.1} s, with encrypted values {:.1} s",
+            scene.repeat, times[0], times[1],
+        );
+        engine.push(alone);
+        without.push(first);
+        with.push(second);
     }
     let alone = Row { wall: engine.clone(), ..Row::new(format!("the engine alone: {count} creates and starts")) };
     let ratio = |row: &Row| {
@@ -153,6 +166,8 @@ fn running(scene: &Scene, notes: &mut Vec<String>) -> Vec<Row> {
     quiet.limits.push(Limit::most("RSS", " MB", quiet.highest_peak(), QUIET.2));
     let prepare = median(&samples.iter().map(|sample| sample.stage("prepare")).collect::<Vec<_>>());
     quiet.limits.push(Limit::most("no RSA: prepare", " ms", prepare, NO_RSA_MS));
+    let stages = samples.last().map(Sample::stages).unwrap_or_default();
+    notes.push(format!("Stages of the last quiet pass over {count} running, in ms: {stages}."));
     vec![quiet, alone, first, second]
 }
 
@@ -195,7 +210,7 @@ fn program(scene: &Scene) -> Vec<Row> {
         peak: runs.iter().map(|usage| megabytes(usage.peak)).collect(),
         ..Row::new("`--version`")
     };
-    version.limits.push(Limit::most("wall", " s", median(&version.wall), VERSION));
+    version.limits.push(Limit::most("wall", " ms", median(&version.wall) * 1e3, VERSION_MS));
     let size = std::fs::metadata(&program.path).expect("the program's file").len();
     let mut file = Row::new("the program's file");
     file.limits.push(Limit::most("size", " MB", megabytes(size), FILE));

@@ -25,19 +25,22 @@ pub(crate) struct Limit {
 impl Limit {
     /// `got` may be at most `most`.
     pub(crate) fn most(what: &str, unit: &str, got: f64, most: f64) -> Self {
-        let (got_text, most_text) = (figure(got), figure(most));
-        Self { what: format!("{what} ≤ {most_text}{unit}"), got: format!("{got_text}{unit}"), held: got <= most }
+        Self { what: format!("{what} ≤ {most}{unit}"), got: format!("{}{unit}", figure(got)), held: got <= most }
     }
 
     /// `got` must be at least `least`.
     pub(crate) fn least(what: &str, unit: &str, got: f64, least: f64) -> Self {
-        let (got_text, least_text) = (figure(got), figure(least));
-        Self { what: format!("{what} ≥ {least_text}{unit}"), got: format!("{got_text}{unit}"), held: got >= least }
+        Self { what: format!("{what} ≥ {least}{unit}"), got: format!("{}{unit}", figure(got)), held: got >= least }
     }
 
     /// Two counts must be the same.
     pub(crate) fn same(what: &str, got: usize, wanted: usize) -> Self {
         Self { what: format!("{what} = {wanted}"), got: got.to_string(), held: got == wanted }
+    }
+
+    fn verdict(&self) -> String {
+        let Self { got, .. } = self;
+        if self.held { format!("ok ({got})") } else { format!("**OVER ({got})**") }
     }
 }
 
@@ -67,9 +70,7 @@ impl Row {
     fn cells(&self) -> [String; 8] {
         let count = |calls: Option<usize>| calls.map_or("–".to_owned(), |calls| calls.to_string());
         let limits: Vec<_> = self.limits.iter().map(|limit| limit.what.clone()).collect();
-        let verdict =
-            |limit: &Limit| if limit.held { format!("ok ({})", limit.got) } else { format!("**OVER ({})**", limit.got) };
-        let verdicts: Vec<_> = self.limits.iter().map(verdict).collect();
+        let verdicts: Vec<_> = self.limits.iter().map(Limit::verdict).collect();
         [
             self.what.clone(),
             spread(&self.wall),
@@ -122,7 +123,8 @@ fn spread(values: &[f64]) -> String {
 /// Small figures with more decimals than large ones.
 fn figure(value: f64) -> String {
     match value {
-        value if value < 0.1 => format!("{value:.4}"),
+        value if value < 0.01 => format!("{value:.4}"),
+        value if value < 1.0 => format!("{value:.3}"),
         value if value < 10.0 => format!("{value:.2}"),
         value => format!("{value:.1}"),
     }
