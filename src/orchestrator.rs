@@ -175,7 +175,7 @@ impl OrchestratorError {
     pub fn cure(&self) -> &'static str {
         match self {
             Self::Unreachable { .. } => {
-                "see that the engine runs, that DOCKER_HOST names it, and that this user may use its socket"
+                "see that the engine runs, that DOCKER_HOST names it, that DOCKER_TLS_VERIFY is set if it wants TLS, and that this user may use its socket"
             }
             Self::Version { .. } => "upgrade the engine (20.10 or later), or this program",
             Self::Locked { .. } => {

@@ -149,7 +149,8 @@ async fn negotiate(endpoint: &Endpoint) -> Result<(Engine, String), Orchestrator
                 let (name, api) = (found.version.unwrap_or_default(), found.api_version.unwrap_or_default());
                 return Ok((engine, format!("Docker {name}, API {api}")));
             }
-            Err(error) if status(&error) == Some(400) => refusal = words(&error),
+            // Also an engine that wants TLS answers 400, but speaks of that.
+            Err(error) if status(&error) == Some(400) && words(&error).contains("version") => refusal = words(&error),
             Err(error) => return Err(unreachable(&error)),
         }
     }
