@@ -152,8 +152,9 @@ engine_up() {
 }
 
 # The same without clearing up at exit: whoever calls it answers for engine_down. Starts a stopped engine again, too.
-engine_start() { # DIR
+engine_start() { # DIR [ARGUMENT OF dockerd...]
 	local dir=$1 bridge reason
+	shift
 	[ ${#dir} -le 60 ] || engine_fail "too long for a socket's directory: $dir" || return
 	mkdir -p "$dir/client"
 	: >"$dir/.engine"
@@ -171,7 +172,7 @@ engine_start() { # DIR
 	fi
 	engine_spawn "$dir/dockerd.pid" "$dir/dockerd.log" "$(engine_find dockerd)" -H "unix://$dir/docker.sock" \
 		--data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" \
-		--bridge="$bridge" --iptables=false --ip-forward=false --ip-masq=false
+		--bridge="$bridge" --iptables=false --ip-forward=false --ip-masq=false "$@"
 	engine_until $ENGINE_WAIT_SECONDS engine_answers_or_ended "$dir" || true
 	engine_answers "$dir" || {
 		engine_stop_process "$dir/dockerd.pid"

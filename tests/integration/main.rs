@@ -3,6 +3,8 @@
 
 mod cli;
 mod config;
+mod docker;
+mod images;
 mod input;
 mod kill;
 mod memory;

@@ -12,15 +12,23 @@ use super::process;
 pub(crate) struct PrivateEngine {
     engine: Engine,
     directory: PathBuf,
+    arguments: Vec<String>,
 }
 
 impl Engine {
     /// Starts another engine.
     #[track_caller]
     pub(crate) fn private() -> PrivateEngine {
+        Self::private_with(&[])
+    }
+
+    /// Starts another engine, with further arguments of `dockerd`.
+    #[track_caller]
+    pub(crate) fn private_with(arguments: &[String]) -> PrivateEngine {
         // Below the run's own directory, where tests/run finds what a killed test left behind.
         let directory = PathBuf::from(super::variable("XTM_TEST_DIR")).join("private").join(super::unique("e"));
-        let private = PrivateEngine { engine: Engine::at(directory.join("docker.sock")), directory };
+        let engine = Engine::at(directory.join("docker.sock"));
+        let private = PrivateEngine { engine, directory, arguments: arguments.to_owned() };
         private.start_daemon();
         private.load_images(&PathBuf::from(super::variable("XTM_TEST_IMAGES")));
         private
@@ -31,7 +39,7 @@ impl PrivateEngine {
     /// Starts the engine again after `stop_daemon` or `kill_daemon`, on the same data.
     #[track_caller]
     pub(crate) fn start_daemon(&self) {
-        let started = self.library("engine_start");
+        let started = self.library("engine_start", &self.arguments);
         assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
     }
 
@@ -54,11 +62,11 @@ impl PrivateEngine {
     }
 
     /// Calls the shell library that knows how an engine comes up and goes down, bridges and mounts included.
-    fn library(&self, function: &str) -> Output {
+    fn library(&self, function: &str, arguments: &[String]) -> Output {
         let library = super::repository().join("deploy/engine.sh");
-        let script = r#"set -euo pipefail; . "$1"; "$2" "$3""#;
+        let script = r#"set -euo pipefail; . "$1"; shift; "$@""#;
         let mut bash = Command::new("bash");
-        bash.args(["-c", script, "bash"]).arg(library).arg(function).arg(&self.directory);
+        bash.args(["-c", script, "bash"]).arg(library).arg(function).arg(&self.directory).args(arguments);
         bash.output().expect("bash runs")
     }
 }
@@ -73,7 +81,7 @@ impl Deref for PrivateEngine {
 
 impl Drop for PrivateEngine {
     fn drop(&mut self) {
-        let ended = self.library("engine_down");
+        let ended = self.library("engine_down", &[]);
         // A test that fails already has something better to say.
         assert!(std::thread::panicking() || ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     }
