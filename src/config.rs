@@ -338,7 +338,7 @@ fn manager_key(raw: &Raw, funnel: &mut Funnel) -> Option<ManagerKey> {
             }
         }
         None => match inline {
-            Some(pem) => ("MANAGER__CREDENTIALS_KEY", Secret::new(pem.clone())),
+            Some(pem) => ("MANAGER__CREDENTIALS_KEY", pem.clone()),
             None => {
                 let what = "no key is set".to_owned();
                 let cure = "make one with `xtm-reconcile keygen --out FILE` and set MANAGER__CREDENTIALS_KEY_FILEPATH";
@@ -361,7 +361,7 @@ fn registry(raw: &Raw, funnel: &mut Funnel) -> Registry {
         funnel.problem(&format!("{prefix}SERVER"), "it is no registry".to_owned(), "use HOST or HOST:PORT");
     }
     let username = raw.opencti__daemon__registry__username.clone();
-    let password = raw.opencti__daemon__registry__password.clone().map(Secret::new);
+    let password = raw.opencti__daemon__registry__password.clone();
     if username.is_some() != password.is_some() {
         let missing = if username.is_some() { "PASSWORD" } else { "USERNAME" };
         funnel.problem(&format!("{prefix}{missing}"), "only one of user and password is set".to_owned(), "set both");
@@ -377,11 +377,10 @@ fn connector_proxy(raw: &Raw, funnel: &mut Funnel) -> Option<ConnectorProxy> {
         return None;
     }
     let ca = funnel.certificates("OPENCTI__HTTPS_PROXY_CA", raw.opencti__https_proxy_ca.as_deref());
-    let first = |ours: &Option<String>, process: &Option<String>| ours.as_ref().or(process.as_ref()).cloned();
     Some(ConnectorProxy {
-        http: first(&raw.opencti__http_proxy, &raw.http_proxy).map(Secret::new),
-        https: first(&raw.opencti__https_proxy, &raw.https_proxy).map(Secret::new),
-        no_proxy: first(&raw.opencti__no_proxy, &raw.no_proxy),
+        http: raw.opencti__http_proxy.clone().or_else(|| raw.http_proxy.clone()),
+        https: raw.opencti__https_proxy.clone().or_else(|| raw.https_proxy.clone()),
+        no_proxy: raw.opencti__no_proxy.clone().or_else(|| raw.no_proxy.clone()),
         ca: (!ca.is_empty()).then(|| ca.join("\n")),
         reject_unauthorized,
     })
@@ -421,19 +420,16 @@ fn opencti(raw: Raw, proxy: Option<&ConnectorProxy>, funnel: &mut Funnel) -> Opt
     })
 }
 
-fn token(text: Option<String>, funnel: &mut Funnel) -> Option<Secret> {
+fn token(given: Option<Secret>, funnel: &mut Funnel) -> Option<Secret> {
     let variable = "OPENCTI__TOKEN";
-    let text = text.map(|text| text.trim().to_owned());
-    match text.as_deref() {
-        None => funnel.problem(variable, "it is not set".to_owned(), "make a token for the manager's user in OpenCTI"),
-        Some("ChangeMe") => {
-            let what = "it still is the daemon's placeholder".to_owned();
-            funnel.problem(variable, what, "make a token for the manager's user in OpenCTI");
-        }
-        Some(text) if text.chars().any(|c| !c.is_ascii_graphic()) => {
+    let make = "make a token for the manager's user in OpenCTI";
+    match given.as_ref().map(|token| token.expose().trim()) {
+        None => funnel.problem(variable, "it is not set".to_owned(), make),
+        Some("ChangeMe") => funnel.problem(variable, "it still is the daemon's placeholder".to_owned(), make),
+        Some(token) if token.chars().any(|c| !c.is_ascii_graphic()) => {
             funnel.problem(variable, "it holds characters that no token has".to_owned(), "copy the token again");
         }
-        Some(_) => return text.map(Secret::new),
+        Some(token) => return Some(Secret::new(token.to_owned())),
     }
     None
 }

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
 /// A value that must never be shown: a token, a password, a decrypted or sensitive variable.
@@ -41,6 +42,12 @@ impl Secret {
         };
         let shown: String = rest.chars().take((rest.chars().count() / 4).min(4)).collect();
         format!("{prefix}{shown}…")
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::new)
     }
 }
 

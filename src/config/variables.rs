@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::secret::Secret;
+
 /// How a variable is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -44,19 +46,19 @@ macro_rules! variables {
             doc: $doc,
         }),+];
 
-        /// The variables as texts. `None`: not set, or empty.
+        /// The variables as texts, secrets as such from here on. `None`: not set, or empty.
         #[derive(Deserialize, Default)]
         #[serde(default)]
         #[expect(non_snake_case, missing_docs, reason = "fields are the variables' names; `__` is the daemon's separator")]
         pub struct Raw {
-            $(pub $field: Option<String>,)+
+            $(pub $field: Option<variables!(@type $kind)>,)+
         }
 
         impl Raw {
             /// Takes empty texts as not set and fills in the declared defaults.
             pub(super) fn with_defaults(mut self) -> Self {
                 $(
-                    self.$field = self.$field.filter(|text| !text.trim().is_empty());
+                    self.$field = self.$field.filter(|text| !variables!(@text $kind text).trim().is_empty());
                     $(if self.$field.is_none() {
                         self.$field = Some($default.to_owned());
                     })?
@@ -65,6 +67,10 @@ macro_rules! variables {
             }
         }
     };
+    (@type Secret) => { Secret };
+    (@type $kind:ident) => { String };
+    (@text Secret $text:ident) => { $text.expose() };
+    (@text $kind:ident $text:ident) => { $text };
     (@default) => { None };
     (@default $default:literal) => { Some($default) };
 }

@@ -276,7 +276,7 @@ impl Platform for OpenCti {
             id: id.to_string(),
             // GraphQL's Int has 32 bits.
             restart_count: i64::from(i32::try_from(health.restarts).unwrap_or(i32::MAX)),
-            started_at: health.started_at.to_string(),
+            started_at: format!("{:.3}", health.started_at),
             is_in_reboot_loop: health.looping,
         };
         self.query::<op::SetHealth>("updateConnectorHealth", op::set_health::Variables { input }).map(drop)
