@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Private Docker engines and registries for the demo, the tests and the benchmark. To be sourced:
 #
-#   engine_need [engine]        a docker client, dockerd, a registry and htpasswd are there ("engine": no registry)
+#   engine_need [engine]        a docker client, dockerd, a registry, htpasswd and nginx are there ("engine": the first two)
 #   engine_up DIR               a private engine under DIR; exports DOCKER_HOST and DOCKER_CONFIG
 #   engine_or_private DIR       the engine that answers already, else a private one under DIR
 #   registry_up DIR             two registries under DIR: one wants a login, one is open; exports the REGISTRY_* below
@@ -51,7 +51,7 @@ engine_find() { # COMMAND: its path, also where root's directories are not on th
 
 engine_need() {
 	local tools=(docker dockerd ip) tool missing=() packages=()
-	[ "${1:-}" = engine ] || tools+=(docker-registry htpasswd)
+	[ "${1:-}" = engine ] || tools+=(docker-registry htpasswd nginx)
 	for tool in "${tools[@]}"; do
 		engine_find "$tool" >/dev/null || missing+=("$tool")
 	done
@@ -64,6 +64,7 @@ engine_need() {
 		docker | dockerd) packages+=(docker.io) ;;
 		ip) packages+=(iproute2) ;;
 		htpasswd) packages+=(apache2-utils) ;;
+		nginx) packages+=(nginx-light) ;;
 		*) packages+=("$tool") ;;
 		esac
 	done
