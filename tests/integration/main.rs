@@ -9,6 +9,7 @@ mod input;
 mod kill;
 mod memory;
 mod moves;
+mod network;
 mod overlap;
 mod platform;
 mod publish;
