@@ -3,9 +3,13 @@
 use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use bollard::models::CreateImageInfo;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How often a bar moves while nothing is heard.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Where progress is shown, if anywhere.
 pub struct Progress(Option<MultiProgress>);
@@ -29,9 +33,11 @@ impl Progress {
     pub fn pull(&self, image: &str) -> PullBar {
         let bar = self.0.as_ref().map(|all| {
             let bar = all.add(ProgressBar::new(0));
-            let style = ProgressStyle::with_template("pulling {msg} {wide_bar} {bytes}/{total_bytes}");
+            let style = ProgressStyle::with_template("{spinner} pulling {msg} {wide_bar} {bytes}/{total_bytes}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_message(image.to_owned());
+            // Registries can be silent for long: it must show that something is under way.
+            bar.enable_steady_tick(TICK);
             bar
         });
         PullBar { bar, layers: Mutex::default() }

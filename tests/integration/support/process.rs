@@ -139,6 +139,14 @@ impl Binary {
         self
     }
 
+    /// Runs it on a terminal of its own, without arguments: what it prints there comes on standard output, together.
+    pub(crate) fn on_terminal(mut self) -> Self {
+        let program = std::mem::replace(&mut self.program, "/usr/bin/script".into());
+        self.arguments = ["--quiet", "--return", "--command"].map(OsString::from).into();
+        self.arguments.extend([program.into_os_string(), "/dev/null".into()]);
+        self.var("TERM", "xterm")
+    }
+
     /// Runs it to its end. Panics, with what was printed, when that takes longer than the timeout.
     #[track_caller]
     pub(crate) fn run(&self) -> Outcome {
