@@ -1,6 +1,7 @@
 //! What is measured: a manager, connectors on a stand-in platform, an engine, and passes over them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bollard::models::{ContainerCreateBody, HostConfig, RestartPolicy, RestartPolicyNameEnum};
 use stand_in_platform::{Connector, DEFAULT_TOKEN, State};
@@ -18,6 +19,8 @@ const IMAGE: &str = "xtm-fixture/connector:1";
 const LOG_LINES: &str = "120";
 /// The program's default concurrency: the engine alone is asked for as much at a time.
 const CONCURRENCY: usize = 8;
+/// The kernel takes a hundred containers' networks apart for a while after the engine says that they are gone.
+const SETTLE: Duration = Duration::from_secs(3);
 
 /// Everything that the measurements need.
 pub(crate) struct Scene {
@@ -132,9 +135,20 @@ impl Scene {
         Deployed { state, engine_calls }
     }
 
+    /// Has the engine alone make containers where there are none.
+    pub(crate) fn make(&self, containers: &[New]) -> Duration {
+        self.clear();
+        self.direct.make(containers, true)
+    }
+
+    fn clear(&self) {
+        self.direct.clear();
+        std::thread::sleep(SETTLE);
+    }
+
     /// A first deployment on an engine where nothing of it is left.
     pub(crate) fn deploy(&self, state: &State) -> Sample {
-        self.direct.clear();
+        self.clear();
         self.platform.set(state);
         let sample = self.pass();
         self.check_deployed(&sample);

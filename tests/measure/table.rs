@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use crate::Sample;
 
 /// One line of the table. Times in seconds, memory in MB of a million bytes.
+#[derive(Clone)]
 pub(crate) struct Row {
     pub(crate) what: String,
     pub(crate) wall: Vec<f64>,
@@ -16,6 +17,7 @@ pub(crate) struct Row {
 }
 
 /// What a figure may be at most, or must be at least.
+#[derive(Clone)]
 pub(crate) struct Limit {
     what: String,
     got: String,
