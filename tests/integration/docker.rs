@@ -299,7 +299,7 @@ fn an_engine_that_dies_during_a_pass_is_told_and_the_pass_after_its_return_conve
         let name = scene.connector("a");
         let run = |host: &str| scene.program_on(host).args(["run", "--output", "json"]).run();
         run(&engine.docker_host()).expect_code(exit::OK.into());
-        scene.edit("id-a", |connector| connector.image = "xtm-fixture/connector:2".to_owned());
+        scene.edit("id-a", |connector| "xtm-fixture/connector:2".clone_into(&mut connector.image));
         let tap = ApiTap::new(&engine);
         let gate = tap.hold(point, 1);
         let pass = scene.tapped(&tap).spawn();

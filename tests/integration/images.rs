@@ -155,11 +155,12 @@ fn a_login_goes_to_its_own_registry_alone() {
             let Ok(mut connection) = connection else { return };
             let mut buffer = [0; 8192];
             let read = connection.read(&mut buffer).unwrap_or(0);
-            let answer = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"other\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-            let _ = connection.write_all(answer.as_bytes());
+            // Noted before it is answered: whoever has the answer finds the note.
             if sender.send(String::from_utf8_lossy(&buffer[..read]).into_owned()).is_err() {
                 return;
             }
+            let answer = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"other\"\r\n";
+            let _ = connection.write_all(format!("{answer}Content-Length: 0\r\nConnection: close\r\n\r\n").as_bytes());
         }
     });
     scene.connector_with("a", |connector| stand_in(connector, &format!("{other}/some/image:1")));

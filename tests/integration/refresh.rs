@@ -21,7 +21,7 @@ fn a_connector_goes_through_its_whole_life() {
     assert_eq!(line(&report, "id-a")["skip"]["kind"], "not-started", "{report:#}");
     assert!(scene.containers().is_empty(), "what was never started is not made");
 
-    scene.edit("id-a", |connector| connector.requested_status = "starting".to_owned());
+    scene.edit("id-a", |connector| "starting".clone_into(&mut connector.requested_status));
     scene.pass_ends(exit::OK);
     let first = scene.only();
     assert!(first.running() && first.name == name);
@@ -36,7 +36,7 @@ fn a_connector_goes_through_its_whole_life() {
     scene.pass_is_quiet();
     scene.is_settled(&["id-a"]);
 
-    scene.edit("id-a", |connector| connector.requested_status = "stopping".to_owned());
+    scene.edit("id-a", |connector| "stopping".clone_into(&mut connector.requested_status));
     assert_eq!(line(&scene.pass_ends(exit::OK), "id-a")["step"]["do"], "stop");
     assert_eq!((scene.only().id, scene.only().state.as_str()), (first.id.clone(), "exited"));
     assert_eq!(shown(&scene, "id-a"), "stopped");
@@ -51,11 +51,11 @@ fn a_connector_goes_through_its_whole_life() {
     assert_eq!(second.env["COLOUR"], "green");
     scene.pass_is_quiet();
 
-    scene.edit("id-a", |connector| connector.requested_status = "starting".to_owned());
+    scene.edit("id-a", |connector| "starting".clone_into(&mut connector.requested_status));
     assert_eq!(line(&scene.pass_ends(exit::OK), "id-a")["step"]["do"], "start");
     assert!(scene.only().running() && scene.only().id == second.id);
 
-    scene.edit("id-a", |connector| connector.image = IMAGE_2.to_owned());
+    scene.edit("id-a", |connector| IMAGE_2.clone_into(&mut connector.image));
     assert_eq!(line(&scene.pass_ends(exit::OK), "id-a")["step"]["do"], "refresh");
     let third = scene.only();
     assert!(third.running() && third.image == IMAGE_2 && third.id != second.id);
@@ -211,21 +211,21 @@ fn what_was_done_by_hand_is_put_right() {
     assert_eq!(scene.only().id, id, "it was the same container all along");
 
     engine.call("POST", &format!("/containers/{name}/pause")).expect_success("pause");
-    scene.edit("id-a", |connector| connector.requested_status = "stopping".to_owned());
+    scene.edit("id-a", |connector| "stopping".clone_into(&mut connector.requested_status));
     scene.pass_ends(exit::OK);
     assert_eq!(scene.only().state, "exited", "a paused one can be stopped");
     engine.start(&name);
     assert_eq!(line(&scene.pass_ends(exit::OK), "id-a")["step"]["do"], "stop");
     assert_eq!(scene.only().state, "exited");
 
-    scene.edit("id-a", |connector| connector.requested_status = "starting".to_owned());
+    scene.edit("id-a", |connector| "starting".clone_into(&mut connector.requested_status));
     engine.remove(&name);
     assert_eq!(line(&scene.pass_ends(exit::OK), "id-a")["step"]["do"], "deploy");
     scene.is_settled(&["id-a"]);
 }
 
 #[test]
-fn a_container_that_vanishes_during_the_pass_is_one_connectors_error_at_most() {
+fn a_container_that_vanishes_during_the_pass_is_no_error() {
     // By the request at which it vanishes: the step's own, and the look at it.
     for request in ["POST /containers/*/stop", "GET /containers/*/json", "GET /containers/*/logs"] {
         let scene = Scene::new("vanish");
@@ -234,7 +234,7 @@ fn a_container_that_vanishes_during_the_pass_is_one_connectors_error_at_most() {
         scene.pass_ends(exit::OK);
         let victim = scene.container_of("id-a");
         if request.starts_with("POST") {
-            scene.edit("id-a", |connector| connector.image = IMAGE_2.to_owned());
+            scene.edit("id-a", |connector| IMAGE_2.clone_into(&mut connector.image));
         }
         let tap = ApiTap::new(scene.engine);
         let gate = tap.hold(&request.replace('*', &victim.id), 1);
@@ -242,9 +242,8 @@ fn a_container_that_vanishes_during_the_pass_is_one_connectors_error_at_most() {
         gate.wait(SOON);
         scene.engine.remove(&victim.id);
         gate.release();
-        let outcome = pass.wait();
-        let code = outcome.code.unwrap_or(-1);
-        assert!([exit::OK, exit::CONNECTOR_FAILED].map(i32::from).contains(&code), "{request}: {}", outcome.stdout);
+        // What was to be replaced need not be stopped, what is gone is made anew or by the next pass.
+        pass.wait().expect_code(exit::OK.into());
         assert!(scene.engine.container(&other).is_some_and(|container| container.running()));
         scene.pass_ends(exit::OK);
         scene.is_settled(&["id-a", "id-b"]);
@@ -256,19 +255,19 @@ fn a_refresh_that_fails_keeps_the_old_container_running_and_serves_the_others() 
     type Break<'a> = &'a dyn Fn(&Scene, &ApiTap) -> Vec<(&'static str, &'static str)>;
     let with_image = |image: &'static str| {
         move |scene: &Scene, _: &ApiTap| {
-            scene.edit("id-a", |connector| connector.image = image.to_owned());
+            scene.edit("id-a", |connector| image.clone_into(&mut connector.image));
             vec![]
         }
     };
     let with_fault = |pattern: &'static str, nth: usize| {
         move |scene: &Scene, tap: &ApiTap| {
-            scene.edit("id-a", |connector| connector.image = IMAGE_2.to_owned());
+            scene.edit("id-a", |connector| IMAGE_2.clone_into(&mut connector.image));
             tap.inject(pattern, nth, Fault::Status(500));
             vec![]
         }
     };
     let refused = |scene: &Scene, _: &ApiTap| {
-        scene.edit("id-a", |connector| connector.image = IMAGE_2.to_owned());
+        scene.edit("id-a", |connector| IMAGE_2.clone_into(&mut connector.image));
         vec![("OPENCTI__DAEMON__DOCKER__RUNTIME", "no-such-runtime")]
     };
     let cases: [(&str, Break<'_>, &str); 6] = [
@@ -318,7 +317,7 @@ fn a_refresh_that_fails_keeps_the_old_container_running_and_serves_the_others() 
         assert_eq!(bounced, words == "/missing" || what == "engine fails to start", "{what}: {events:#?}");
 
         // Mended, the next pass does what this one could not.
-        scene.edit("id-a", |connector| connector.image = IMAGE_2.to_owned());
+        scene.edit("id-a", |connector| IMAGE_2.clone_into(&mut connector.image));
         scene.pass_ends(exit::OK);
         assert_eq!(scene.container_of("id-a").image, IMAGE_2, "{what}");
         scene.pass_is_quiet();
@@ -331,7 +330,7 @@ fn a_connector_that_ignores_the_signal_is_killed_after_its_grace_period() {
     scene.connector_with("a", |connector| connector.setting("STANDIN_IGNORE_TERM", "1"));
     scene.pass_ends(exit::OK);
     let id = scene.only().id;
-    scene.edit("id-a", |connector| connector.requested_status = "stopping".to_owned());
+    scene.edit("id-a", |connector| "stopping".clone_into(&mut connector.requested_status));
     assert_eq!(line(&scene.pass_ends(exit::OK), "id-a")["step"]["do"], "stop");
     let container = scene.only();
     assert_eq!((container.id, container.state.as_str(), container.exit_code), (id, "exited", 137));
@@ -396,5 +395,7 @@ fn no_foreign_container_is_ever_touched_whatever_the_passes_do() {
         events.iter().filter(|event| foreign.contains(&event.id)).map(ToString::to_string).collect();
     assert_eq!(touched, Vec::<String>::new());
     // Those of other managers and of nobody do not go with the scene.
-    foreign.iter().for_each(|id| scene.engine.remove(id));
+    for id in &foreign {
+        scene.engine.remove(id);
+    }
 }
