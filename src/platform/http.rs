@@ -263,7 +263,8 @@ fn excerpt(text: &str) -> String {
 pub fn shape_fault(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let known = ["missing field", "duplicate field", "unknown field"].iter().any(|start| message.starts_with(start));
-    match message.split_once("expected ") {
+    // The last one: the value may hold the word itself.
+    match message.rsplit_once("expected ") {
         _ if known => message,
         Some((_, expected)) => format!("expected {expected}"),
         None => format!("it does not fit at line {} column {}", error.line(), error.column()),
@@ -298,4 +299,40 @@ fn proxy(settings: &OpenCtiSettings) -> Option<ureq::Proxy> {
         }
     }
     builder.build().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::{EXCERPT, excerpt, shape_fault};
+
+    #[test]
+    fn an_excerpt_is_one_short_printable_line() {
+        assert_eq!(excerpt(" <html>\r\n\t<b>\u{1b}[31mno</b>\0 "), "<html> <b> [31mno</b>");
+        assert_eq!(excerpt("\n"), "(empty)");
+        assert_eq!(excerpt(&"ü".repeat(9999)).chars().count(), EXCERPT);
+    }
+
+    #[test]
+    fn a_fault_of_shape_is_told_without_the_value_that_has_it() {
+        #[derive(Deserialize, Debug)]
+        #[expect(dead_code, reason = "read for its errors alone")]
+        struct Wire {
+            name: String,
+            count: u8,
+        }
+        let fault = |json: &str| shape_fault(&serde_json::from_str::<Wire>(json).unwrap_err());
+        assert!(fault(r#"{"name": "a"}"#).starts_with("missing field `count`"));
+        for json in [
+            r#"{"name": 47114711, "count": 1}"#,
+            r#"{"name": "a", "count": "hunter2"}"#,
+            r#"{"name": {"x": "hunter2"}, "count": 1}"#,
+            r#"{"name": "a", "count": 47114711}"#,
+            r#""expected hunter2""#,
+        ] {
+            let told = fault(json);
+            assert!(!told.contains("hunter2") && !told.contains("4711"), "{json}: {told}");
+        }
+    }
 }

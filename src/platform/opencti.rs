@@ -322,3 +322,19 @@ fn wire(connector: op::connectors::ConnectorsConnectorsForManagers) -> WireConne
         configuration: configuration.collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::parse_version;
+
+    #[test]
+    fn a_version_is_read_as_far_as_it_is_one() {
+        assert_eq!(parse_version("6.8.0"), Some((6, 8, 0)));
+        assert_eq!(parse_version("7.261026.0-lts.2"), Some((7, 261_026, 0)));
+        assert_eq!(parse_version("6.10"), Some((6, 10, 0)));
+        assert!(parse_version("6.10.1") > parse_version("6.9.17"), "by number, not by text");
+        for development in ["", "master", "6", "v6.8.0", ".8.0"] {
+            assert_eq!(parse_version(development), None, "{development}: nothing is known of it, so it is tried");
+        }
+    }
+}
