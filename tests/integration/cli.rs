@@ -198,6 +198,7 @@ fn expect_silence(scene: &Scene, what: &str, outcome: &Outcome) {
 
 #[test]
 fn no_output_ever_shows_a_secret_whatever_goes_wrong() {
+    use exit::{CONFIG, CONNECTOR_FAILED, GUARD, OK, PLATFORM};
     let scene = Scene::new("secrets");
     scene.platform.edit(|state| {
         state.users[0].token = SECRETS[0].to_owned();
@@ -228,7 +229,6 @@ fn no_output_ever_shows_a_secret_whatever_goes_wrong() {
             }
         }
     };
-    use exit::{CONFIG, CONNECTOR_FAILED, GUARD, OK, PLATFORM};
     // The registry refuses its password; the image has no registry of its own, so the configured one is asked.
     all("refused login", &|program| program, [OK, OK, CONNECTOR_FAILED]);
     let fine = |program: Binary| program.without_var("OPENCTI__DAEMON__REGISTRY__SERVER");

@@ -49,7 +49,7 @@ fn loaded(files: &[PathBuf], variables: Variables) -> Settings {
 #[track_caller]
 fn problems(files: &[PathBuf], variables: Variables) -> String {
     let error = config::load(files, variables.into_iter(), false).expect_err("this cannot be used");
-    error.0.iter().map(|problem| format!("{problem}\n")).collect()
+    error.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// The one problem.
@@ -61,7 +61,7 @@ fn problem(variables: Variables) -> String {
 }
 
 fn notices(settings: &Settings) -> String {
-    settings.notices.iter().map(|notice| format!("{}\n", notice.message)).collect()
+    settings.notices.iter().map(|notice| notice.message.as_str()).collect::<Vec<_>>().join("\n")
 }
 
 fn file(folder: &Path, name: &str, text: &str, mode: u32) -> String {

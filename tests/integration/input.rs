@@ -86,8 +86,11 @@ fn flipped(envelope: &str, place: isize) -> String {
     STANDARD.encode(bytes)
 }
 
-/// Everything that makes a connector unusable, with what the report has to tell.
-fn bad_inputs(public_key: &str) -> Vec<(&'static str, Box<dyn Fn(&mut Connector)>, Vec<&'static str>)> {
+/// A name, what makes the connector unusable, and what the report has to tell.
+type BadInput = (&'static str, Box<dyn Fn(&mut Connector)>, Vec<&'static str>);
+
+/// Everything that makes a connector unusable.
+fn bad_inputs(public_key: &str) -> Vec<BadInput> {
     let key = envelope::public_key(public_key).unwrap();
     let v2 = envelope::encrypt_v2(public_key, "hunter2-clear").unwrap();
     let v1 = envelope::encrypt_v1(public_key, "hunter2-clear").unwrap();
@@ -105,7 +108,7 @@ fn bad_inputs(public_key: &str) -> Vec<(&'static str, Box<dyn Fn(&mut Connector)
     // The padding of the other version.
     let mixed = Parts { version: 1, padding: Padding::OaepSha256, rsa_plaintext: None };
     let mixed = envelope::encrypt_with(&key, &mixed, b"hunter2-clear").unwrap();
-    let mut cases: Vec<(&'static str, Box<dyn Fn(&mut Connector)>, Vec<&'static str>)> = Vec::new();
+    let mut cases: Vec<BadInput> = Vec::new();
     let sealed: Vec<(&'static str, Option<String>, Vec<&'static str>)> = vec![
         ("sealed-null", None, vec!["SECRET_X is empty", "type it again"]),
         ("sealed-empty", Some(String::new()), vec!["SECRET_X is empty"]),

@@ -275,20 +275,22 @@ fn a_list_that_shrinks_too_much_removes_nothing_unless_told_to() {
     scene.connector("e");
     scene.connector("f");
     scene.pass().expect_code(exit::OK.into());
-    let first = scene.platform.read(|state| state.connectors[0].clone());
+
+    // Three of four would go; a new one comes. The rest of the pass is done.
+    scene.platform.edit(|state| state.connectors.truncate(1));
+    scene.connector("new");
+    let report = scene.pass().expect_code(exit::GUARD.into()).json();
+    assert_eq!(report["prune_refused"]["kind"], "too-many", "{report:#}");
+    assert_eq!(report["counts"]["steps"], json!({"deploy": 1}), "{report:#}");
+    assert_eq!(scene.containers().len(), 5);
 
     scene.platform.edit(|state| state.connectors.clear());
     let watch = Watch::new(&scene);
     let report = scene.pass().expect_code(exit::GUARD.into()).json();
     watch.expect_untouched("an empty list");
-    assert!(report["prune_refused"].is_object(), "{report:#}");
-
-    // Three of four would go; a new one comes. The rest of the pass is done.
-    scene.platform.edit(|state| state.connectors.push(first));
-    scene.connector("new");
+    assert_eq!(report["prune_refused"]["kind"], "empty-listing", "{report:#}");
     let outcome = scene.program().run().expect_code(exit::GUARD.into());
     expect_all(&outcome.stdout, &["prune guard", "--allow-prune"], "table");
-    assert_eq!(scene.containers().len(), 5);
 
     scene.platform.edit(|state| state.connectors.clear());
     scene.program().args(["run", "--allow-prune"]).run().expect_code(exit::OK.into());

@@ -20,14 +20,13 @@ fn with_every_step(name: &str) -> Scene {
     scene.engine.stop(&start);
     scene.connector("deploy");
     let renamed = scene.manager.connector_name("renamed");
-    scene.platform.edit(|state| {
+    scene.platform.edit(move |state| {
         state.connectors.retain(|connector| connector.id != "id-gone");
         let change = state.connector_mut("id-refresh").unwrap();
         change.configuration.push(Setting { key: "NEW".to_owned(), value: Some("1".to_owned()), encrypted: None });
-        state.connector_mut("id-stop").unwrap().requested_status = "stopping".to_owned();
+        "stopping".clone_into(&mut state.connector_mut("id-stop").unwrap().requested_status);
         // The hash stays, as when the platform's own name of it is what changed.
-        let rename = state.connector_mut("id-rename").unwrap();
-        rename.name = renamed;
+        state.connector_mut("id-rename").unwrap().name = renamed;
     });
     let rename = scene.containers().into_iter().find(|c| c.label("opencti-connector-id") == "id-rename").unwrap();
     let hash = rename.label("opencti-config-hash").to_owned();

@@ -56,7 +56,8 @@ pub(crate) fn line<'a>(report: &'a Value, connector: &str) -> &'a Value {
 pub(crate) fn faults(report: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let faults = report["errors"].as_array().into_iter().flatten();
-    faults.map(|fault| format!("{} -> {}\n", text(&fault["error"]), text(&fault["cure"]))).collect()
+    let lines = faults.map(|fault| format!("{} -> {}", text(&fault["error"]), text(&fault["cure"])));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Panics when one of `parts` is missing in `text`.
