@@ -18,4 +18,5 @@ mod readonly;
 mod refresh;
 mod scene;
 mod support;
+mod terminal;
 mod watch;
