@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
 
+use crate::cli::Output;
 use crate::config::{ConfigError, Settings};
 use crate::desired::{self, Desired};
 use crate::exit;
@@ -11,21 +12,23 @@ use crate::orchestrator::Orchestrator;
 use crate::orchestrator::docker::Docker;
 use crate::platform::{OpenCti, Platform, PlatformError, envelope};
 use crate::progress::Progress;
-use crate::report::{on_one_line, printable};
+use crate::report::{SCHEMA_VERSION, on_one_line, printable};
 use crate::stop::{Cause, Stop};
+use serde::Serialize;
 
 /// What a manager's user needs (contracts 1.3).
 const CAPABILITIES: [&str; 3] = ["CONNECTORAPI", "SETTINGS_SETACCESSES", "MODULES"];
 
 /// One thing that was looked at.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub(crate) struct Line {
     verdict: Verdict,
     what: &'static str,
     detail: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 enum Verdict {
     Good,
     Bad,
@@ -219,8 +222,19 @@ async fn engine(settings: &Settings, desired: &Desired, lines: &mut Lines) {
     }
 }
 
-/// The lines as text, coloured on a terminal.
-pub(crate) fn table(lines: &[Line]) -> String {
+/// The lines as a table or as one JSON document.
+pub(crate) fn render(lines: &[Line], code: u8, output: Output) -> String {
+    match output {
+        Output::Table => table(lines),
+        Output::Json => {
+            let document = serde_json::json!({ "schema_version": SCHEMA_VERSION, "command": "check", "exit_code": code, "checks": lines });
+            format!("{document:#}\n")
+        }
+    }
+}
+
+/// Coloured on a terminal.
+fn table(lines: &[Line]) -> String {
     let colour = std::io::stdout().is_terminal();
     let mut text = String::new();
     for line in lines {

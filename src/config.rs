@@ -73,8 +73,10 @@ pub struct OpenCtiSettings {
     pub token: Secret,
     /// Accept any certificate.
     pub insecure: bool,
-    /// The only CAs trusted, PEM; empty: the public ones.
+    /// The CAs to trust instead of the public ones, PEM; empty: the public ones.
     pub ca: Vec<String>,
+    /// The proxy's CA, trusted as well, PEM.
+    pub proxy_ca: Option<String>,
     /// The proxy to go through.
     pub proxy: Option<Secret>,
     /// Hosts reached without it.
@@ -181,22 +183,22 @@ pub fn load(
 ) -> Result<Settings, ConfigError> {
     let source = source::read(files, environment);
     let mut funnel = Funnel { problems: source.problems, notices: source.notices };
-    let settings = settle(source.raw, &mut funnel, allow_prune);
+    let settings = settle(&source.raw, &mut funnel, allow_prune);
     match settings {
         Some(settings) if funnel.problems.is_empty() => Ok(settings),
         _ => Err(ConfigError(funnel.problems)),
     }
 }
 
-fn settle(raw: Raw, funnel: &mut Funnel, allow_prune: bool) -> Option<Settings> {
-    let logging = logging(&raw, funnel);
-    supported(&raw, funnel);
-    let limits = limits(&raw, funnel);
-    let policy = policy(&raw, funnel, allow_prune);
-    let manager = manager(&raw, funnel);
-    let registry = registry(&raw, funnel);
-    let docker = docker::settle(&raw, funnel);
-    let connector_proxy = connector_proxy(&raw, funnel);
+fn settle(raw: &Raw, funnel: &mut Funnel, allow_prune: bool) -> Option<Settings> {
+    let logging = logging(raw, funnel);
+    supported(raw, funnel);
+    let limits = limits(raw, funnel);
+    let policy = policy(raw, funnel, allow_prune);
+    let manager = manager(raw, funnel);
+    let registry = registry(raw, funnel);
+    let docker = docker::settle(raw, funnel);
+    let connector_proxy = connector_proxy(raw, funnel);
     let opencti = opencti(raw, connector_proxy.as_ref(), funnel);
     Some(Settings {
         manager: manager?,
@@ -386,17 +388,16 @@ fn connector_proxy(raw: &Raw, funnel: &mut Funnel) -> Option<ConnectorProxy> {
     })
 }
 
-fn opencti(raw: Raw, proxy: Option<&ConnectorProxy>, funnel: &mut Funnel) -> Option<OpenCtiSettings> {
+fn opencti(raw: &Raw, proxy: Option<&ConnectorProxy>, funnel: &mut Funnel) -> Option<OpenCtiSettings> {
     let seconds =
         |funnel: &mut Funnel, name: &str, text: Option<&str>| Duration::from_secs(funnel.number(name, text, 1..=3600));
     let request_timeout = seconds(funnel, "OPENCTI__REQUEST_TIMEOUT", raw.opencti__request_timeout.as_deref());
     let connect_timeout = seconds(funnel, "OPENCTI__CONNECT_TIMEOUT", raw.opencti__connect_timeout.as_deref());
     let pull_timeout = seconds(funnel, "OPENCTI__PULL_TIMEOUT", raw.opencti__pull_timeout.as_deref());
     let insecure = funnel.flag("OPENCTI__UNSECURED_CERTIFICATE", raw.opencti__unsecured_certificate.as_deref());
-    let mut ca = funnel.certificates("OPENCTI__CA", raw.opencti__ca.as_deref());
-    ca.extend(proxy.and_then(|proxy| proxy.ca.clone()));
+    let ca = funnel.certificates("OPENCTI__CA", raw.opencti__ca.as_deref());
     let url = funnel.url("OPENCTI__URL", raw.opencti__url.as_deref());
-    let token = token(raw.opencti__token, funnel);
+    let token = token(raw.opencti__token.as_ref(), funnel);
     let url = url?;
     let (name, via) = if url.starts_with("https:") {
         ("OPENCTI__HTTPS_PROXY", proxy.and_then(|proxy| proxy.https.clone()))
@@ -412,6 +413,7 @@ fn opencti(raw: Raw, proxy: Option<&ConnectorProxy>, funnel: &mut Funnel) -> Opt
         token: token?,
         insecure,
         ca,
+        proxy_ca: proxy.and_then(|proxy| proxy.ca.clone()),
         proxy: via,
         no_proxy: no_proxy.split(',').map(|host| host.trim().to_owned()).filter(|host| !host.is_empty()).collect(),
         request_timeout,
@@ -420,10 +422,10 @@ fn opencti(raw: Raw, proxy: Option<&ConnectorProxy>, funnel: &mut Funnel) -> Opt
     })
 }
 
-fn token(given: Option<Secret>, funnel: &mut Funnel) -> Option<Secret> {
+fn token(given: Option<&Secret>, funnel: &mut Funnel) -> Option<Secret> {
     let variable = "OPENCTI__TOKEN";
     let make = "make a token for the manager's user in OpenCTI";
-    match given.as_ref().map(|token| token.expose().trim()) {
+    match given.map(|token| token.expose().trim()) {
         None => funnel.problem(variable, "it is not set".to_owned(), make),
         Some("ChangeMe") => funnel.problem(variable, "it still is the daemon's placeholder".to_owned(), make),
         Some(token) if token.chars().any(|c| !c.is_ascii_graphic()) => {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::model::{
@@ -107,6 +108,16 @@ pub enum Rejection {
         name: String,
         /// Which part failed, and the cure.
         why: String,
+    },
+    /// Its new configuration did not start; the old one runs on, and is not interrupted again so soon.
+    #[error(
+        "its new configuration could not be started ({times} attempts), the old one runs on; it is tried again after {after}, or at once when the configuration changes"
+    )]
+    WontStart {
+        /// Attempts so far.
+        times: u32,
+        /// When it is tried again.
+        after: Timestamp,
     },
     /// Its workload could not be looked at.
     #[error("its workload could not be looked at: {why}")]

@@ -88,7 +88,7 @@ fn load(args: &PassArgs) -> Result<Settings, ConfigError> {
 fn run_pass(args: &PassArgs, command: pass::Command) -> u8 {
     let settings = match load(args) {
         Ok(settings) => settings,
-        Err(error) => return refuse_configuration(&error),
+        Err(error) => return refuse_configuration(&error, args.output),
     };
     let progress = Arc::new(Progress::on_terminal());
     telemetry::start(&settings.logging, Arc::clone(&progress));
@@ -112,11 +112,11 @@ fn run_check(args: &PassArgs) -> u8 {
     let loaded = load(args);
     let Ok(settings) = loaded else {
         let lines = loaded.err().map(|error| check::configuration_problems(&error)).unwrap_or_default();
-        return print(&check::table(&lines)).max(exit::CONFIG);
+        return exit::worst([exit::CONFIG, print(&check::render(&lines, exit::CONFIG, args.output))]);
     };
     let stop = Stop::after(settings.limits.deadline);
     match with_runtime(&stop, check::check(Arc::new(settings), &stop)) {
-        Ok((lines, code)) => exit::worst([code, print(&check::table(&lines))]),
+        Ok((lines, code)) => exit::worst([code, print(&check::render(&lines, code, args.output))]),
         Err(error) => complain(&format!("the runtime cannot be started: {error}"), exit::ORCHESTRATOR),
     }
 }
@@ -159,7 +159,11 @@ fn render(report: &Report, output: Output) -> String {
     }
 }
 
-fn refuse_configuration(error: &ConfigError) -> u8 {
+fn refuse_configuration(error: &ConfigError, output: Output) -> u8 {
+    if output == Output::Json {
+        let lines = check::configuration_problems(error);
+        return exit::worst([exit::CONFIG, print(&check::render(&lines, exit::CONFIG, output))]);
+    }
     let mut text = format!("xtm-reconcile: {error}\n");
     for problem in &error.0 {
         text.push_str(&format!("  {problem}\n"));

@@ -394,6 +394,9 @@ pub struct ConnectorMemory {
     /// Held for a reboot loop with this hash: stays stopped until the hash changes or a stop is requested.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub held: Option<ConfigHash>,
+    /// A configuration whose workload could not be started, while an older one works.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub refused: Option<RefusedStart>,
     /// Not listed any more, and kept by the prune guard: stays until it is listed again or its removal is allowed.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub spared: bool,
@@ -403,7 +406,31 @@ impl ConnectorMemory {
     /// Nothing worth writing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.window.is_none() && self.held.is_none() && !self.spared
+        self.window.is_none() && self.held.is_none() && self.refused.is_none() && !self.spared
+    }
+}
+
+/// A workload that did not start in place of one that works. Each attempt interrupts the one that works, so that they
+/// become rarer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedStart {
+    /// The configuration that was tried.
+    pub hash: ConfigHash,
+    /// Attempts so far.
+    pub times: u32,
+    /// The last one, Unix time in seconds.
+    pub at: i64,
+}
+
+impl RefusedStart {
+    /// When to try this configuration again, Unix time in seconds: 5 minutes after the first attempt, then twice as long
+    /// each time, an hour at most.
+    #[must_use]
+    pub fn next(&self) -> i64 {
+        const FIRST_S: i64 = 300;
+        const LONGEST_S: i64 = 3600;
+        let doublings = self.times.saturating_sub(1).min(10);
+        self.at.saturating_add((FIRST_S << doublings).min(LONGEST_S))
     }
 }
 

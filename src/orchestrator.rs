@@ -211,6 +211,12 @@ pub enum StepError {
         /// The engine's words.
         why: String,
     },
+    /// A workload was made and does not start.
+    #[error("the container cannot be started: {why}")]
+    WontStart {
+        /// The engine's words.
+        why: String,
+    },
     /// A refresh failed and the old workload runs again.
     #[error("{cause}; the old one was kept")]
     RolledBack {
@@ -234,6 +240,12 @@ pub enum StepError {
 }
 
 impl StepError {
+    /// Whether a new workload did not start, and the old one was interrupted for it.
+    #[must_use]
+    pub fn is_refused_start(&self) -> bool {
+        matches!(self, Self::RolledBack { cause } if matches!(**cause, Self::WontStart { .. }))
+    }
+
     /// What the operator can do about it.
     #[must_use]
     pub fn cure(&self) -> &'static str {
@@ -243,6 +255,7 @@ impl StepError {
             }
             Self::NoImage { .. } => "load the image, or set OPENCTI__DAEMON__DOCKER__IMAGE_PULL_POLICY=IfNotPresent",
             Self::RolledBack { cause } => cause.cure(),
+            Self::WontStart { .. } => "see that the image and its settings fit this engine; the next pass tries again",
             Self::Engine { .. } | Self::RollbackFailed { .. } => {
                 "look at the container and into the engine's log; the next pass tries again"
             }

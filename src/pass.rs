@@ -169,7 +169,7 @@ impl Pass<'_> {
         self.stage("apply", begun);
 
         let begun = Instant::now();
-        settle::forget_failures(&plan, &outcomes, &recalled, memory);
+        settle::take_back(&plan, &outcomes, &recalled, memory, Timestamp::now());
         let concurrency = self.settings.limits.concurrency;
         let afters = settle::look_again(orchestrator, &plan, &outcomes, observation, concurrency).await;
         for (id, why) in &afters.lost {

@@ -6,10 +6,10 @@ use futures_util::StreamExt;
 use jiff::Timestamp;
 
 use crate::apply::Outcomes;
-use crate::model::{ConnectorId, Handle, Memory, Phase, Vitals};
+use crate::model::{ConnectorId, Handle, Memory, Phase, RefusedStart, Vitals};
 use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, StepError};
 use crate::plan::restart_window::{Assessment, LoopRule, Reading, observe};
-use crate::plan::{Decision, Plan, Skip, Step};
+use crate::plan::{Decision, Plan, RefreshReason, Skip, Step};
 use crate::secret::Secret;
 
 /// One connector's workload after the steps.
@@ -89,15 +89,25 @@ pub async fn look_again<O: Orchestrator>(
     afters
 }
 
-/// Takes back what the plan wanted remembered of connectors whose steps failed: they are as they were.
-pub fn forget_failures(plan: &Plan, outcomes: &Outcomes, recalled: &Memory, memory: &mut Memory) {
-    let failed = outcomes.iter().filter(|(_, outcome)| outcome.result.is_err());
-    for (place, _) in failed {
-        let Some(entry) = plan.entries.get(*place) else { continue };
-        match recalled.connectors.get(&entry.connector) {
-            Some(before) => memory.connectors.insert(entry.connector.clone(), before.clone()),
-            None => memory.connectors.remove(&entry.connector),
-        };
+/// Takes back what the plan wanted remembered of connectors whose steps failed: they are as they were. A start that was
+/// refused is remembered.
+pub fn take_back(plan: &Plan, outcomes: &Outcomes, recalled: &Memory, memory: &mut Memory, now: Timestamp) {
+    for (place, outcome) in outcomes {
+        let (Some(entry), Err(error)) = (plan.entries.get(*place), &outcome.result) else { continue };
+        let before = recalled.connectors.get(&entry.connector);
+        let mut connector = before.cloned().unwrap_or_default();
+        if let Decision::Step(Step::Refresh { reason: RefreshReason::HashChanged { to, .. }, .. }) = &entry.decision
+            && error.is_refused_start()
+        {
+            let earlier = connector.refused.filter(|refused| refused.hash == *to).map_or(0, |refused| refused.times);
+            let (times, at) = (earlier.saturating_add(1), now.as_second());
+            connector.refused = Some(RefusedStart { hash: to.clone(), times, at });
+        }
+        if connector.is_empty() {
+            memory.connectors.remove(&entry.connector);
+        } else {
+            memory.connectors.insert(entry.connector.clone(), connector);
+        }
     }
 }
 

@@ -107,10 +107,10 @@ variables! {
     opencti__pull_timeout: Plain = "120", "Seconds to wait for the list of connectors, which OpenCTI may hold back for 90.";
     opencti__logs_schedule: Meaningless, "Logs are pushed in every pass.";
     opencti__with_proxy: Plain = "false", "`true` reaches the platform through the proxy below and gives it to the connectors.";
-    opencti__http_proxy: Secret, "Proxy for `http`. Default: `HTTP_PROXY` of the process.";
+    opencti__http_proxy: Secret, "Proxy for `http`; it must allow CONNECT to the platform's port. Default: `HTTP_PROXY` of the process.";
     opencti__https_proxy: Secret, "Proxy for `https`. Default: `HTTPS_PROXY` of the process.";
-    opencti__no_proxy: Plain, "Hosts that are reached directly, comma-separated. Default: `NO_PROXY` of the process.";
-    opencti__https_proxy_ca: Plain, "CA of the proxy: paths or PEM texts, comma-separated or a JSON list. Copied into each connector's container, and trusted for the platform.";
+    opencti__no_proxy: Plain, "Hosts that are reached directly, comma-separated: names, which stand for what is below them as well, and addresses, no networks or ports. Default: `NO_PROXY` of the process.";
+    opencti__https_proxy_ca: Plain, "CA of the proxy: paths or PEM texts, comma-separated or a JSON list. Copied into each connector's container, and trusted for the platform beside the public CAs or `OPENCTI__CA`.";
     opencti__https_proxy_reject_unauthorized: Plain = "true", "`false` gives the connectors `NODE_TLS_REJECT_UNAUTHORIZED=0`; Python connectors ignore it.";
     opencti__daemon__selector: Plain = "kubernetes", "Where connectors run. This version supports `docker`.";
     opencti__daemon__registry__server: Plain, "Registry that is put before the images that name none.";

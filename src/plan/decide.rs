@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use crate::desired::Rejected;
+use crate::desired::{Rejected, Rejection};
 use crate::model::{Connector, ConnectorId, ConnectorMemory, CurrentStatus, Memory, Phase, Requested, Workload};
 use crate::plan::names::Names;
 use crate::plan::restart_window::{self, Assessment, Reading};
@@ -37,6 +37,10 @@ impl<'a> Decided<'a> {
             return;
         };
         let held = self.held(connector, workload);
+        if let Some(reason) = self.backs_off(connector, workload) {
+            let (id, title) = (connector.id.clone(), connector.title.clone());
+            return self.rejected(&Rejected { id, title, reason, shown: connector.shown }, Some(workload));
+        }
         let refresh_reason = refresh_reason(connector, workload);
         let ended = has_ended(connector, workload) && !held && refresh_reason.is_none();
         let assessment = self.remember(&connector.id, Some(workload), u64::from(ended));
@@ -62,8 +66,10 @@ impl<'a> Decided<'a> {
     /// A listed connector with a fault: what runs of it keeps running.
     pub(super) fn rejected(&mut self, rejected: &Rejected, workload: Option<&Workload>) {
         self.remember(&rejected.id, workload, 0);
-        if let Some(held) = self.before.connectors.get(&rejected.id).and_then(|memory| memory.held.clone()) {
-            self.connectors.entry(rejected.id.clone()).or_default().held = Some(held);
+        if let Some(before) = self.before.connectors.get(&rejected.id) {
+            let memory = self.connectors.entry(rejected.id.clone()).or_default();
+            memory.held.clone_from(&before.held);
+            memory.refused.clone_from(&before.refused);
         }
         self.push(&rejected.id, &rejected.title, Decision::Reject(rejected.reason.clone()));
     }
@@ -106,6 +112,18 @@ impl<'a> Decided<'a> {
             && held == Some(&connector.hash)
             && workload.hash.as_ref() == held
             && !workload.phase.is_up()
+    }
+
+    /// Whether this configuration did not start lately, and replacing what works would only interrupt it again.
+    fn backs_off(&self, connector: &Connector, workload: &Workload) -> Option<Rejection> {
+        let refused = self.before.connectors.get(&connector.id)?.refused.as_ref()?;
+        let waits = refused.hash == connector.hash
+            && workload.hash.as_ref() != Some(&connector.hash)
+            && workload.phase.is_up()
+            && connector.requested == Requested::Run
+            && self.now.as_second() < refused.next();
+        let after = Timestamp::from_second(refused.next()).unwrap_or(Timestamp::MAX);
+        waits.then_some(Rejection::WontStart { times: refused.times, after })
     }
 
     /// Remembers a hold that lasts. What releases one also ends the loop that led to it: without that, the restarts

@@ -70,11 +70,8 @@ pub(super) fn judge(
         desired.lists(id) || workloads.iter().any(|workload| workload.platform.is_some())
     };
     let owned = groups.iter().filter(|(id, workloads)| ours(id, workloads)).count();
-    let unlisted: Vec<&ConnectorId> = groups
-        .iter()
-        .filter(|(id, workloads)| !desired.lists(id) && ours(id, workloads))
-        .map(|(id, _)| *id)
-        .collect();
+    let unlisted: Vec<&ConnectorId> =
+        groups.iter().filter(|(id, workloads)| !desired.lists(id) && ours(id, workloads)).map(|(id, _)| *id).collect();
     let removals = unlisted.len();
     if removals == 0 {
         return None;

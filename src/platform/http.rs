@@ -42,6 +42,14 @@ pub enum HttpError {
         /// The transport's words.
         why: String,
     },
+    /// The proxy does not let it through.
+    #[error("the proxy does not connect to {url}: {why}")]
+    Proxy {
+        /// Whom.
+        url: String,
+        /// The proxy's words.
+        why: String,
+    },
     /// Too slow.
     #[error("{url} did not answer within {} s", .after.as_secs_f32())]
     Timeout {
@@ -99,6 +107,9 @@ impl HttpError {
             Self::Timeout { .. } => {
                 "see why the platform is slow, or raise OPENCTI__REQUEST_TIMEOUT or OPENCTI__PULL_TIMEOUT"
             }
+            Self::Proxy { .. } => {
+                "see that OPENCTI__HTTP_PROXY or OPENCTI__HTTPS_PROXY has the right login, and that the proxy allows CONNECT to the platform's port"
+            }
             Self::Tls { .. } => "set OPENCTI__CA to the CA that signed the platform's certificate",
             Self::Status { status: 300..=399, .. } => "set OPENCTI__URL to where it redirects",
             Self::Status { status: 404, .. } | Self::NotJson { .. } => {
@@ -121,7 +132,8 @@ impl HttpError {
         match self {
             Self::Unreachable { .. } | Self::Truncated { .. } => true,
             Self::Status { status, .. } => matches!(status, 429 | 502 | 503 | 504),
-            Self::Timeout { .. } | Self::Tls { .. } | Self::NotJson { .. } => false,
+            // Asking a proxy again with a wrong login could lock the account.
+            Self::Timeout { .. } | Self::Tls { .. } | Self::NotJson { .. } | Self::Proxy { .. } => false,
         }
     }
 }
@@ -130,8 +142,8 @@ impl Http {
     /// Builds the agent. Connections are kept for `concurrency` requests at a time.
     pub fn new(settings: &OpenCtiSettings, concurrency: usize, stop: Stop) -> Self {
         let mut tls = TlsConfig::builder().disable_verification(settings.insecure);
-        if !settings.ca.is_empty() {
-            tls = tls.root_certs(RootCerts::new_with_certs(&certificates(&settings.ca)));
+        if let Some(roots) = roots(settings) {
+            tls = tls.root_certs(RootCerts::new_with_certs(&roots));
         }
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -232,6 +244,7 @@ impl Http {
             ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
                 HttpError::Unreachable { url, why: "connecting took too long (OPENCTI__CONNECT_TIMEOUT)".to_owned() }
             }
+            ureq::Error::ConnectProxyFailed(why) => HttpError::Proxy { url, why },
             ureq::Error::Timeout(_) => HttpError::Timeout { url, after },
             ureq::Error::Rustls(error) => HttpError::Tls { url, why: error.to_string() },
             ureq::Error::Tls(why) => HttpError::Tls { url, why: why.to_owned() },
@@ -266,9 +279,25 @@ pub fn shape_fault(error: &serde_json::Error) -> String {
     // The last one: the value may hold the word itself.
     match message.rsplit_once("expected ") {
         _ if known => message,
+        Some((_, expected)) if expected.starts_with("struct ") => "it is not an object".to_owned(),
         Some((_, expected)) => format!("expected {expected}"),
         None => format!("it does not fit at line {} column {}", error.line(), error.column()),
     }
+}
+
+/// What to trust, when that is not the public CAs alone.
+fn roots(settings: &OpenCtiSettings) -> Option<Vec<Certificate<'static>>> {
+    let proxy = certificates(settings.proxy_ca.as_slice());
+    let mut roots = certificates(&settings.ca);
+    if roots.is_empty() {
+        if proxy.is_empty() {
+            return None;
+        }
+        // The proxy may open this connection or pass it on.
+        roots.extend(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().map(|der| Certificate::from_der(der)));
+    }
+    roots.extend(proxy);
+    Some(roots)
 }
 
 fn certificates(texts: &[String]) -> Vec<Certificate<'static>> {

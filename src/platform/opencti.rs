@@ -20,6 +20,9 @@ use crate::stop::Stop;
 const FIRST_VERSION: (u64, u64, u64) = (6, 8, 0);
 const FIRST_VERSION_TEXT: &str = "6.8.0";
 
+/// Characters of a platform's own message that are passed on.
+const MESSAGE_MAX: usize = 500;
+
 /// The schema's scalar, RFC 3339.
 type DateTime = String;
 
@@ -153,6 +156,7 @@ impl OpenCti {
 
     /// The first error decides (contracts 1.4).
     fn error(&self, operation: &'static str, error: WireError) -> PlatformError {
+        let error = WireError { message: error.message.chars().take(MESSAGE_MAX).collect(), ..error };
         let code = error.extensions.and_then(|extensions| extensions.code).unwrap_or_default();
         let url = self.url.clone();
         match code.as_str() {

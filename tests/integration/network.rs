@@ -260,7 +260,9 @@ fn with_proxy_the_platform_is_reached_through_it_and_connectors_are_given_it() {
     let with_login = |login: &str| through().var("OPENCTI__HTTP_PROXY", format!("http://{login}@{}", guarded.address));
     with_login("user:p%40ss%3Ahunter2").run().expect_code(exit::OK.into());
     assert!(!guarded.asked().is_empty());
-    refused("a wrong login", with_login("user:hunter2-wrong"), &["cannot be reached", "proxy settings"]);
+    let before = guarded.asked().len();
+    refused("a wrong login", with_login("user:hunter2-wrong"), &["proxy does not connect", "407", "right login"]);
+    assert_eq!(guarded.asked().len(), before + 1, "a wrong login is not tried again and again");
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let nobody = through().var("OPENCTI__HTTP_PROXY", format!("http://user:hunter2@{gone}"));
     refused("no proxy there", nobody, &["cannot be reached", "proxy settings"]);

@@ -26,11 +26,9 @@ fn the_first_use_section_works_as_it_stands() {
     fs::write(folder.path().join("opencti.token"), format!("{DEFAULT_TOKEN}\n")).unwrap();
     // The build is this test's own; id and URL are placeholders in the README.
     let program = env!("CARGO_BIN_EXE_xtm-reconcile");
-    let script: String = block("## First use")
-        .lines()
-        .filter(|line| !line.starts_with("cargo build"))
-        .map(|line| format!("{line}\n"))
-        .collect::<String>()
+    let lines: Vec<&str> = block("## First use").lines().filter(|line| !line.starts_with("cargo build")).collect();
+    let script = lines
+        .join("\n")
         .replace("target/release/xtm-reconcile", program)
         .replace("my-manager-001", &scene.manager)
         .replace("https://opencti.example.org", &scene.platform.url());
@@ -39,7 +37,7 @@ fn the_first_use_section_works_as_it_stands() {
     let mut shell = Command::new("bash");
     shell.args(["-euxc", &script]).current_dir(folder.path()).env_clear();
     shell.env("PATH", std::env::var_os("PATH").unwrap()).env("DOCKER_HOST", scene.engine.docker_host());
-    let outcome = Running::start(&mut shell, Duration::from_secs(300)).wait().expect_code(0);
+    let outcome = Running::start(&mut shell, Duration::from_mins(5)).wait().expect_code(0);
     assert!(outcome.stdout.contains("1 to deploy") && outcome.stdout.contains("1 deployed"), "{}", outcome.stdout);
     let containers = scene.containers();
     assert!(containers.len() == 1 && containers[0].name == name && containers[0].running(), "{containers:?}");

@@ -174,7 +174,8 @@ fn containers_of_the_daemon_are_adopted_as_they_are_and_looked_at_once() {
 
     let report = scene.pass_ends(exit::OK);
     assert_eq!(report["counts"]["steps"], serde_json::json!({}), "{report:#}");
-    assert_eq!(report["counts"]["unchanged"], 4, "{report:#}");
+    assert_eq!(report["counts"]["unchanged"], 5, "{report:#}");
+    assert!(report.to_string().contains("unknown-platform"), "what is left alone is told: {report:#}");
     assert_eq!(facts(), before, "nothing was restarted");
 
     let tap = ApiTap::new(engine);
@@ -316,8 +317,11 @@ fn a_refresh_that_fails_keeps_the_old_container_running_and_serves_the_others() 
         let bounced = events.iter().any(|event| event.starts_with("container die") && !event.contains(".xtm-next"));
         assert_eq!(bounced, words == "/missing" || what == "engine fails to start", "{what}: {events:#?}");
 
-        // Mended, the next pass does what this one could not.
-        scene.edit("id-a", |connector| IMAGE_2.clone_into(&mut connector.image));
+        // Mended, by a configuration that was not tried yet, the next pass does what this one could not.
+        scene.edit("id-a", |connector| {
+            IMAGE_2.clone_into(&mut connector.image);
+            *connector = connector.clone().setting("MENDED", "1");
+        });
         scene.pass_ends(exit::OK);
         assert_eq!(scene.container_of("id-a").image, IMAGE_2, "{what}");
         scene.pass_is_quiet();
@@ -398,4 +402,33 @@ fn no_foreign_container_is_ever_touched_whatever_the_passes_do() {
     for id in &foreign {
         scene.engine.remove(id);
     }
+}
+
+#[test]
+fn a_configuration_that_does_not_start_does_not_interrupt_the_old_container_in_every_pass() {
+    let scene = Scene::new("backoff");
+    scene.connector("a");
+    scene.pass_ends(exit::OK);
+    let before = scene.only();
+    scene.edit("id-a", |connector| "xtm-fixture/noentry:1".clone_into(&mut connector.image));
+    scene.pass_ends(exit::CONNECTOR_FAILED);
+
+    // It was tried once. Until the wait is over the old one is left in peace, and every pass says why.
+    let log = EventLog::start(scene.engine);
+    for _ in 0..2 {
+        let report = scene.pass_ends(exit::CONNECTOR_FAILED);
+        assert_eq!(line(&report, "id-a")["reject"]["kind"], "wont-start", "{report:#}");
+        assert!(complaints(&report).contains("1 attempts"), "{report:#}");
+    }
+    let touched: Vec<String> =
+        log.finish_for(&scene.manager).into_iter().filter(|event| !event.contains("xtm-reconcile-")).collect();
+    assert_eq!(touched, [""; 0]);
+    assert_eq!(scene.only().id, before.id);
+    assert_eq!(shown(&scene, "id-a"), "started");
+
+    // Another configuration is tried at once.
+    scene.edit("id-a", |connector| IMAGE_2.clone_into(&mut connector.image));
+    scene.pass_ends(exit::OK);
+    assert_eq!(scene.only().image, IMAGE_2);
+    scene.pass_is_quiet();
 }

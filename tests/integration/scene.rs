@@ -36,7 +36,7 @@ impl Scene {
     /// The same, with changes.
     pub(crate) fn connector_with(&self, name: &str, change: impl FnOnce(Connector) -> Connector) -> String {
         let full = self.manager.connector_name(name);
-        let connector = change(Connector::new(&format!("id-{name}"), &full, IMAGE).requested("starting"));
+        let connector = change(Connector::new(format!("id-{name}"), &full, IMAGE).requested("starting"));
         self.platform.edit(|state| state.connectors.push(connector));
         full
     }

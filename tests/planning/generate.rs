@@ -192,7 +192,7 @@ fn memory() -> impl Strategy<Value = Memory> {
     let one = (id(), prop::option::of(window), prop::option::of(0..2_u8), prop::bool::weighted(0.1));
     let one = one.prop_map(|(id, window, held, spared)| {
         let held = held.map(|version| ConfigHash::new(&hash(&id, version)).unwrap());
-        (ConnectorId::new(&id).unwrap(), ConnectorMemory { window, held, spared })
+        (ConnectorId::new(&id).unwrap(), ConnectorMemory { window, held, spared, refused: None })
     });
     prop::collection::vec(one, 0..5).prop_map(|connectors| Memory {
         connectors: connectors.into_iter().filter(|(_, memory)| !memory.is_empty()).collect(),

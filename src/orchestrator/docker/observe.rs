@@ -33,7 +33,13 @@ impl Docker {
         let mut open = Vec::new();
         // All of them, also foreign ones: their names must not be taken.
         for summary in self.list(&HashMap::new()).await? {
-            match self.workload(&summary, desired) {
+            match self.workload(&summary) {
+                Ok(workload) if workload.platform.is_none() && !desired.lists(&workload.connector) => {
+                    // An older manager's; of which platform, nobody can tell. It is shown, and its name is taken.
+                    let owner = "a container of an older manager, whose platform is not known".to_owned();
+                    observation.observed.foreign.insert(workload.name.clone(), owner);
+                    observation.observed.workloads.push(workload);
+                }
                 Ok(mut workload) => {
                     let known = memory.adopted.get(&workload.handle.0);
                     let adopted = workload.hash.is_none();
@@ -66,7 +72,7 @@ impl Docker {
     }
 
     /// Ours, or whose it is in words.
-    fn workload(&self, summary: &ContainerSummary, desired: &Desired) -> Result<Workload, String> {
+    fn workload(&self, summary: &ContainerSummary) -> Result<Workload, String> {
         let none = HashMap::new();
         let labels = summary.labels.as_ref().unwrap_or(&none);
         let label = |name: &str| labels.get(name).map(String::as_str);
@@ -80,8 +86,7 @@ impl Docker {
             .and_then(|id| ConnectorId::new(id).ok())
             .ok_or_else(|| format!("a container of this manager without a usable {LABEL_CONNECTOR} label"))?;
         let platform = match label(LABEL_PLATFORM) {
-            None if desired.lists(&connector) => None,
-            None => return Err("a container of an older manager, whose platform is not known".to_owned()),
+            None => None,
             Some(label) if label == self.platform.label() => Some(self.platform),
             Some(other) => return Err(format!("a connector of the platform {other}")),
         };

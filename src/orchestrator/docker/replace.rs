@@ -9,7 +9,9 @@ use bollard::body_full;
 use bollard::query_parameters::{CreateContainerOptionsBuilder, UploadToContainerOptionsBuilder};
 use bytes::Bytes;
 
-use super::{Docker, gone, part, status, words};
+use bollard::errors::Error as EngineError;
+
+use super::{Docker, gone, is_transport, part, status, words};
 use crate::model::Handle;
 use crate::orchestrator::StepError;
 use crate::render::{self, Spec};
@@ -36,7 +38,7 @@ impl Docker {
             if first != name {
                 self.rename(&handle.0, name).await.map_err(part("cannot be named"))?;
             }
-            self.start(&handle.0).await.map_err(part("cannot be started"))
+            self.start(&handle.0).await.map_err(wont_start)
         };
         match finished.await {
             Ok(()) => Ok(handle),
@@ -65,7 +67,7 @@ impl Docker {
         };
         let exchanged = async {
             self.stop(&old.handle.0).await.or_else(gone).map_err(part("that is replaced cannot be stopped"))?;
-            if start { self.start(&new.0).await.map_err(part("cannot be started")) } else { Ok(()) }
+            if start { self.start(&new.0).await.map_err(wont_start) } else { Ok(()) }
         };
         if let Err(cause) = exchanged.await {
             tracing::warn!(container = old.name, "going back to the old container");
@@ -142,6 +144,11 @@ impl Docker {
             }
         }
     }
+}
+
+fn wont_start(error: EngineError) -> StepError {
+    // An engine that went away says nothing about the container.
+    if is_transport(&error) { part("cannot be started")(error) } else { StepError::WontStart { why: words(&error) } }
 }
 
 fn rolled_back(cause: StepError) -> StepError {
