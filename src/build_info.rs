@@ -6,7 +6,10 @@ use std::env;
 use std::process::Command;
 
 fn main() {
-    println!("cargo::rerun-if-changed=.git/HEAD");
+    // Grows with every commit; without git there is none, and nothing to watch.
+    if std::path::Path::new(".git/logs/HEAD").exists() {
+        println!("cargo::rerun-if-changed=.git/logs/HEAD");
+    }
     println!("cargo::rerun-if-changed=src/build_info.rs");
     set("COMMIT", first_line("git", &["rev-parse", "--short=12", "HEAD"]));
     set("TARGET", env::var("TARGET").ok());

@@ -150,6 +150,11 @@ fn capabilities(platform: &OpenCti, lines: &mut Lines) {
                 // The platform itself compares by substring (contracts 1.3).
                 if bypass || has.iter().any(|capability| capability.contains(wanted)) {
                     lines.good("capability", wanted);
+                } else if wanted == "MODULES" {
+                    lines.open(
+                        "capability",
+                        "MODULES is missing: the registered manager cannot be named; a pass works without",
+                    );
                 } else {
                     let cure = "give it to the role of the token's user";
                     lines.bad("capability", exit::PLATFORM, format!("{wanted} is missing; {cure}"));
@@ -177,6 +182,7 @@ fn registration(platform: &OpenCti, settings: &Settings, lines: &mut Lines) {
                 }
             }
         }
+        Err(error @ PlatformError::Forbidden { .. }) => lines.open("registration", error.to_string()),
         Err(error) => lines.platform("registration", &error),
     }
 }
@@ -223,11 +229,11 @@ async fn engine(settings: &Settings, desired: &Desired, lines: &mut Lines) {
 }
 
 /// The lines as a table or as one JSON document.
-pub(crate) fn render(lines: &[Line], code: u8, output: Output) -> String {
+pub(crate) fn render(lines: &[Line], command: &str, code: u8, output: Output) -> String {
     match output {
         Output::Table => table(lines),
         Output::Json => {
-            let document = serde_json::json!({ "schema_version": SCHEMA_VERSION, "command": "check", "exit_code": code, "checks": lines });
+            let document = serde_json::json!({ "schema_version": SCHEMA_VERSION, "command": command, "exit_code": code, "checks": lines });
             format!("{document:#}\n")
         }
     }

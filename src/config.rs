@@ -362,6 +362,12 @@ fn registry(raw: &Raw, funnel: &mut Funnel) -> Registry {
     if server.as_deref().is_some_and(|s| s.is_empty() || s.chars().any(char::is_whitespace)) {
         funnel.problem(&format!("{prefix}SERVER"), "it is no registry".to_owned(), "use HOST or HOST:PORT");
     }
+    if let Some(server) = &server
+        && crate::render::registry_of(&format!("{server}/image")).is_none()
+    {
+        let what = format!("the engine takes {server} for a user of Docker Hub, not for a registry");
+        funnel.problem(&format!("{prefix}SERVER"), what, "use HOST.DOMAIN, HOST:PORT or localhost");
+    }
     let username = raw.opencti__daemon__registry__username.clone();
     let password = raw.opencti__daemon__registry__password.clone();
     if username.is_some() != password.is_some() {

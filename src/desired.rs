@@ -174,6 +174,19 @@ impl Desired {
         self.connectors.len() + self.rejected.len() + self.unidentified.len()
     }
 
+    /// Whether this connector should run.
+    #[must_use]
+    pub fn wants_running(&self, id: &ConnectorId) -> bool {
+        self.connectors.get(id).is_some_and(|connector| connector.requested == Requested::Run)
+    }
+
+    /// What the platform shows of this connector now.
+    #[must_use]
+    pub fn shown(&self, id: &ConnectorId) -> Option<CurrentStatus> {
+        let usable = self.connectors.get(id).map(|connector| connector.shown);
+        usable.or_else(|| self.rejected.get(id).map(|rejected| rejected.shown)).flatten()
+    }
+
     /// Whether the platform lists this id.
     #[must_use]
     pub fn lists(&self, id: &ConnectorId) -> bool {

@@ -19,7 +19,9 @@ pub fn this_process(pass: &str) -> Holder {
 #[must_use]
 pub fn is_gone(holder: &Holder) -> bool {
     let here = space();
-    !here.is_empty() && holder.space == here && started(holder.pid) != Some(holder.started)
+    // Where the processes of other users are hidden (hidepid, ProtectProc=), "not there" says nothing.
+    let sees_all = read("/proc/1/stat").is_some();
+    !here.is_empty() && sees_all && holder.space == here && started(holder.pid) != Some(holder.started)
 }
 
 /// Boot and process namespace; empty where the system does not tell.

@@ -53,6 +53,8 @@ const GOODBYE: Duration = Duration::from_millis(100);
 /// Everything, from the process's arguments and environment to its exit code.
 #[must_use]
 pub fn run() -> u8 {
+    // The one TLS provider, for all who ask for the process's own. It can only be set already, by ourselves.
+    drop(rustls::crypto::ring::default_provider().install_default());
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -88,7 +90,7 @@ fn load(args: &PassArgs) -> Result<Settings, ConfigError> {
 fn run_pass(args: &PassArgs, command: pass::Command) -> u8 {
     let settings = match load(args) {
         Ok(settings) => settings,
-        Err(error) => return refuse_configuration(&error, args.output),
+        Err(error) => return refuse_configuration(&error, command, args.output),
     };
     let progress = Arc::new(Progress::on_terminal());
     telemetry::start(&settings.logging, Arc::clone(&progress));
@@ -112,11 +114,11 @@ fn run_check(args: &PassArgs) -> u8 {
     let loaded = load(args);
     let Ok(settings) = loaded else {
         let lines = loaded.err().map(|error| check::configuration_problems(&error)).unwrap_or_default();
-        return exit::worst([exit::CONFIG, print(&check::render(&lines, exit::CONFIG, args.output))]);
+        return exit::worst([exit::CONFIG, print(&check::render(&lines, "check", exit::CONFIG, args.output))]);
     };
     let stop = Stop::after(settings.limits.deadline);
     match with_runtime(&stop, check::check(Arc::new(settings), &stop)) {
-        Ok((lines, code)) => exit::worst([code, print(&check::render(&lines, code, args.output))]),
+        Ok((lines, code)) => exit::worst([code, print(&check::render(&lines, "check", code, args.output))]),
         Err(error) => complain(&format!("the runtime cannot be started: {error}"), exit::ORCHESTRATOR),
     }
 }
@@ -159,10 +161,11 @@ fn render(report: &Report, output: Output) -> String {
     }
 }
 
-fn refuse_configuration(error: &ConfigError, output: Output) -> u8 {
+fn refuse_configuration(error: &ConfigError, command: pass::Command, output: Output) -> u8 {
+    let command = command.name();
     if output == Output::Json {
         let lines = check::configuration_problems(error);
-        return exit::worst([exit::CONFIG, print(&check::render(&lines, exit::CONFIG, output))]);
+        return exit::worst([exit::CONFIG, print(&check::render(&lines, command, exit::CONFIG, output))]);
     }
     let mut text = format!("xtm-reconcile: {error}\n");
     for problem in &error.0 {

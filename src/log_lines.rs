@@ -12,6 +12,8 @@ pub const CUT_MARK: &str = " … [cut]";
 pub const MASK: &str = "[masked]";
 /// Bytes kept of a line while it is put together: enough that a secret across the cut is still seen whole.
 const RAW_MAX: usize = LINE_MAX * 8;
+/// Bytes kept of one log, the newest: many connectors are read at the same time.
+const LOG_MAX: usize = 2 * 1024 * 1024;
 /// Shorter values are not masked: they would blot out half of every line, and are no secret.
 const SECRET_MIN: usize = 4;
 
@@ -24,11 +26,12 @@ pub enum Stream {
     Err,
 }
 
-/// Puts the pieces of a stream together to lines; keeps the last `tail` of them, each bounded.
+/// Puts the pieces of a stream together to lines; keeps the last `tail` of them, each and all bounded.
 #[derive(Debug)]
 pub struct Assembler {
     tail: usize,
     partial: [Vec<u8>; 2],
+    bytes: usize,
     lines: VecDeque<Vec<u8>>,
 }
 
@@ -36,7 +39,7 @@ impl Assembler {
     /// Keeps the last `tail` lines.
     #[must_use]
     pub fn new(tail: usize) -> Self {
-        Self { tail, partial: [Vec::new(), Vec::new()], lines: VecDeque::new() }
+        Self { tail, partial: [Vec::new(), Vec::new()], bytes: 0, lines: VecDeque::new() }
     }
 
     /// Takes one piece. Both streams have lines of their own, so that they do not cut each other.
@@ -60,7 +63,7 @@ impl Assembler {
             }
         }
         let needles = needles(secrets);
-        self.lines.iter().map(|line| printable(&mask(&String::from_utf8_lossy(line), &needles))).collect()
+        self.lines.iter().map(|line| cut(&mask(&clean(&String::from_utf8_lossy(line)), &needles))).collect()
     }
 
     fn partial(&mut self, stream: Stream) -> &mut Vec<u8> {
@@ -78,11 +81,10 @@ impl Assembler {
     }
 
     fn keep(&mut self, line: Vec<u8>) {
-        if self.lines.len() >= self.tail {
-            self.lines.pop_front();
-        }
-        if self.tail > 0 {
-            self.lines.push_back(line);
+        self.bytes += line.len();
+        self.lines.push_back(line);
+        while self.lines.len() > self.tail || self.bytes > LOG_MAX {
+            self.bytes -= self.lines.pop_front().map_or(self.bytes, |oldest| oldest.len());
         }
     }
 }
@@ -105,10 +107,18 @@ fn mask(line: &str, needles: &[&str]) -> String {
     )
 }
 
-/// Without terminal escapes and control characters, tabs as spaces, cut to [`LINE_MAX`] with a mark.
-fn printable(line: &str) -> String {
-    let mut shown = String::with_capacity(line.len().min(LINE_MAX));
-    let mut count = 0;
+/// At most [`LINE_MAX`] characters, with a mark where there were more.
+fn cut(line: &str) -> String {
+    match line.char_indices().nth(LINE_MAX) {
+        Some((end, _)) => format!("{}{CUT_MARK}", line.get(..end).unwrap_or_default()),
+        None => line.to_owned(),
+    }
+}
+
+/// Without terminal escapes and control characters, tabs as spaces. Comes before masking: an escape within a secret would
+/// hide it.
+fn clean(line: &str) -> String {
+    let mut shown = String::with_capacity(line.len());
     let mut chars = line.chars().peekable();
     while let Some(c) = chars.next() {
         let c = match c {
@@ -120,12 +130,7 @@ fn printable(line: &str) -> String {
             c if c.is_control() => continue,
             c => c,
         };
-        if count == LINE_MAX {
-            shown.push_str(CUT_MARK);
-            break;
-        }
         shown.push(c);
-        count += 1;
     }
     shown
 }
@@ -166,6 +171,23 @@ mod tests {
     fn escapes_control_characters_and_invalid_utf8_do_not_pass() {
         let piece: &[u8] = b"\x1b[31mred\x1b[0m \x1b]0;title\x07a\tb\x00\x08c\xffd\r\n";
         assert_eq!(lines(9, &[(Stream::Out, piece)], &[]), ["red a bc\u{fffd}d"]);
+    }
+
+    #[test]
+    fn a_secret_with_an_escape_in_it_is_masked_and_one_behind_many_escapes_as_well() {
+        assert_eq!(
+            lines(9, &[(Stream::Out, b"a s3c\x1b[0mret-value b\n")], &["s3cret-value"]),
+            [format!("a {MASK} b")]
+        );
+    }
+
+    #[test]
+    fn a_log_of_long_lines_keeps_its_newest_ones_within_bounds() {
+        let long = [vec![b'z'; 100_000], b"\n".to_vec()].concat();
+        let mut pieces: Vec<(Stream, &[u8])> = vec![(Stream::Out, &long); 500];
+        pieces.push((Stream::Out, b"newest\n"));
+        let lines = lines(500, &pieces, &[]);
+        assert!(lines.len() < 100 && lines.last().unwrap() == "newest", "{} lines", lines.len());
     }
 
     #[test]

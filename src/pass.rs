@@ -40,6 +40,17 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// The command's word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Plan { .. } => "plan",
+        }
+    }
+}
+
 /// Why a pass went no further. Each is in the report already, or goes there.
 enum End {
     Platform(PlatformError),
@@ -63,10 +74,7 @@ impl From<OrchestratorError> for End {
 pub async fn pass(settings: Arc<Settings>, command: Command, stop: &Stop, progress: Arc<Progress>) -> Report {
     let begun = Instant::now();
     let id = format!("{:08x}", fastrand::u32(..));
-    let name = match command {
-        Command::Run => "run",
-        Command::Plan { .. } => "plan",
-    };
+    let name = command.name();
     let concurrency = settings.limits.concurrency;
     let platform: Arc<dyn Platform> =
         Arc::new(OpenCti::new(&settings.opencti, &settings.manager, concurrency, stop.clone()));
@@ -165,13 +173,26 @@ impl Pass<'_> {
             stop: self.stop,
             concurrency: self.settings.limits.concurrency,
         };
-        let outcomes = applier.apply(&plan).await;
+        let concurrency = self.settings.limits.concurrency;
+        let mut afters = settle::observed(orchestrator, &desired, &plan, observation, concurrency).await;
+        let busy = settle::busy(&plan);
+        let publisher = Publisher {
+            orchestrator,
+            platform: Arc::clone(&self.platform),
+            permit,
+            tail: self.settings.limits.logs_tail,
+            concurrency,
+            stop: self.stop,
+        };
+        // A slow step of one connector must not make the others look dead on the platform.
+        let now = Timestamp::now();
+        let quiet = publish::jobs(&desired, &afters, &plan.assessments, memory, now, |id| !busy.contains(id));
+        let (outcomes, (sent_meanwhile, mut failures)) = tokio::join!(applier.apply(&plan), publisher.publish(quiet));
         self.stage("apply", begun);
 
         let begun = Instant::now();
-        settle::take_back(&plan, &outcomes, &recalled, memory, Timestamp::now());
-        let concurrency = self.settings.limits.concurrency;
-        let afters = settle::look_again(orchestrator, &plan, &outcomes, observation, concurrency).await;
+        settle::take_back(&plan, &outcomes, &prepared.rejected, &recalled, memory, Timestamp::now());
+        settle::look_again(orchestrator, &plan, &outcomes, concurrency, &mut afters).await;
         for (id, why) in &afters.lost {
             self.report.connector_fault(id, why.to_string(), why.cure());
         }
@@ -179,17 +200,10 @@ impl Pass<'_> {
         let mut assessments = plan.assessments.clone();
         settle::reassess(&afters, memory, &mut assessments, self.settings.policy.loop_rule, now);
         self.report.plan(&plan, &prepared.rejected, Some(&outcomes), &assessments);
-        let jobs = publish::jobs(&desired, &afters, &assessments, memory, now);
-        let publisher = Publisher {
-            orchestrator,
-            platform: Arc::clone(&self.platform),
-            permit,
-            tail: self.settings.limits.logs_tail,
-            concurrency: self.settings.limits.concurrency,
-            stop: self.stop,
-        };
-        let (sent, failures) = publisher.publish(jobs).await;
-        self.report.platform(|platform| platform.sent = sent);
+        let rest = publish::jobs(&desired, &afters, &assessments, memory, now, |id| busy.contains(id));
+        let (sent, more_failures) = publisher.publish(rest).await;
+        failures.extend(more_failures);
+        self.report.platform(|platform| platform.sent = sent.and(sent_meanwhile));
         for failure in &failures {
             self.report.publish_failed(failure);
         }

@@ -166,8 +166,9 @@ impl PlatformError {
     #[must_use]
     pub fn is_general(&self) -> bool {
         match self {
-            // About what was sent: too large, or refused by something that looks into it.
-            Self::Http { source: HttpError::Status { status: 400 | 413 | 422, .. }, .. } => false,
+            // About what was sent: too large, or refused or choked on by something that looks into it.
+            Self::Http { source: HttpError::Status { status: 400 | 403 | 413 | 422 | 500, .. }, .. }
+            | Self::Http { source: HttpError::NotJson { .. }, .. } => false,
             Self::Http { .. } | Self::TokenRefused { .. } => true,
             _ => false,
         }

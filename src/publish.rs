@@ -11,14 +11,17 @@ use serde::Serialize;
 
 use crate::access::Permit;
 use crate::desired::{Desired, Rejection};
-use crate::model::{Connector, ConnectorId, CurrentStatus, Handle, Memory, VariableValue};
+use crate::model::{Connector, ConnectorId, CurrentStatus, Handle, Memory, PlatformKind, VariableValue};
 use crate::orchestrator::Orchestrator;
 use crate::plan::restart_window::Assessment;
 use crate::platform::{Health, Platform, PlatformError};
+use crate::render::VARIABLE_HASH;
 use crate::secret::Secret;
 use crate::settle::{After, Afters};
 use crate::stop::Stop;
 
+/// Longest wait for one log: the engine may begin a stream and never end it.
+const LOG_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for an answer once the pass has to end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -63,7 +66,15 @@ pub struct Sent {
     pub logs: usize,
 }
 
-/// What to send for each listed connector. Pure.
+impl Sent {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { status: self.status + other.status, health: self.health + other.health, logs: self.logs + other.logs }
+    }
+}
+
+/// What to send for each listed connector that is `wanted`. Pure.
 #[must_use]
 pub fn jobs(
     desired: &Desired,
@@ -71,6 +82,7 @@ pub fn jobs(
     assessments: &BTreeMap<ConnectorId, Assessment>,
     memory: &Memory,
     now: Timestamp,
+    wanted: impl Fn(&ConnectorId) -> bool,
 ) -> Vec<Job> {
     let usable = desired.connectors.values().map(|connector| (&connector.id, Some(connector.shown), Some(connector)));
     // What the platform shows of an entry that cannot be read is not known, and so neither is what would be new to it.
@@ -78,7 +90,7 @@ pub fn jobs(
         let unread = matches!(rejected.reason, Rejection::Unreadable { .. } | Rejection::ListedTwice);
         (&rejected.id, (!unread).then_some(rejected.shown), None)
     });
-    let listed = usable.chain(rejected).filter(|(id, ..)| !afters.is_unknown(id));
+    let listed = usable.chain(rejected).filter(|(id, ..)| wanted(id) && !afters.is_unknown(id));
     listed
         .filter_map(|(id, shown, connector)| {
             let after = afters.states.get(id);
@@ -86,7 +98,9 @@ pub fn jobs(
             let status = if up { CurrentStatus::Started } else { CurrentStatus::Stopped };
             let status = shown.is_some_and(|shown| shown != Some(status)).then_some(status);
             // The log of a workload that is down and was not touched is on the platform already.
-            let logs = after.filter(|after| up || after.touched || status.is_some());
+            // Without its environment nobody knows what to mask in it.
+            let logs = after.filter(|after| !after.environment.is_empty());
+            let logs = logs.filter(|after| up || after.touched || status.is_some());
             let held = memory.connectors.get(id).is_some_and(|connector| connector.held.is_some());
             let job = Job {
                 connector: id.clone(),
@@ -110,9 +124,11 @@ fn health(after: &After, assessment: Option<&Assessment>, held: bool, now: Times
 }
 
 /// Values of a workload's environment that must not be shown: what the platform encrypts, and what is named like a secret.
+/// Of a connector that was rejected it is not known what is encrypted: there it is all but what is known to be harmless.
 fn secrets(connector: Option<&Connector>, environment: &[(String, Secret)]) -> Vec<Secret> {
+    let harmless = [VARIABLE_HASH, PlatformKind::OpenCti.url_variable(), "CONNECTOR_NAME", "CONNECTOR_TYPE"];
     let encrypted = |name: &str| {
-        connector.is_some_and(|connector| {
+        connector.map_or(!harmless.contains(&name), |connector| {
             let mut variables = connector.variables.iter();
             variables.any(|v| v.name == name && matches!(v.value, VariableValue::Encrypted(_)))
         })
@@ -160,9 +176,7 @@ impl<O: Orchestrator> Publisher<'_, O> {
         let mut sent = Sent::default();
         let mut failures = Vec::new();
         for (one, mut failed) in all {
-            sent.status += one.status;
-            sent.health += one.health;
-            sent.logs += one.logs;
+            sent = sent.and(one);
             failures.append(&mut failed);
         }
         failures.sort_by(|a, b| a.connector.cmp(&b.connector));
@@ -198,7 +212,14 @@ impl<O: Orchestrator> Publisher<'_, O> {
         failures: &mut Vec<Failure>,
     ) -> bool {
         let secrets: Vec<&Secret> = secrets.iter().collect();
-        match self.orchestrator.logs(handle, self.tail, &secrets).await {
+        let reading = tokio::time::timeout(LOG_TIMEOUT, self.orchestrator.logs(handle, self.tail, &secrets));
+        let Some(Ok(read)) = self.patiently(reading).await else {
+            let error = format!("the log of container {handle} did not come within {} s", LOG_TIMEOUT.as_secs());
+            let (connector, cure) = (connector.clone(), "see what is wrong with the engine's logging driver");
+            failures.push(Failure { connector, what: "logs", error, cure, platform_gone: false });
+            return false;
+        };
+        match read {
             Ok(lines) if lines.is_empty() => false,
             Ok(lines) => {
                 let call =

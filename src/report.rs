@@ -2,7 +2,7 @@
 
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -251,20 +251,17 @@ impl Report {
             self.codes.push(exit::GUARD);
             self.prune_refused = Some(refusal.clone());
         }
-        let mut told = None;
+        let mut told = BTreeSet::new();
         for (place, entry) in plan.entries.iter().enumerate() {
             let late = match &entry.decision {
                 Decision::Step(_) => rejected.get(&entry.connector),
                 _ => None,
             };
-            if late.is_some() && told == Some(&entry.connector) {
+            if late.is_some() && !told.insert(&entry.connector) {
                 continue;
             }
             let outcome = outcomes.and_then(|outcomes| outcomes.get(&place));
             let mut line = line(entry, late, outcomes.is_some(), outcome);
-            if late.is_some() {
-                told = Some(&entry.connector);
-            }
             if let Some(assessment) = assessments.get(&entry.connector) {
                 line.restarts = Some(assessment.total);
                 line.reboot_loop = assessment.looping;

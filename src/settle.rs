@@ -6,7 +6,8 @@ use futures_util::StreamExt;
 use jiff::Timestamp;
 
 use crate::apply::Outcomes;
-use crate::model::{ConnectorId, Handle, Memory, Phase, RefusedStart, Vitals};
+use crate::desired::{Desired, Rejection};
+use crate::model::{ConnectorId, CurrentStatus, Handle, Memory, Phase, RefusedStart, Vitals};
 use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, StepError};
 use crate::plan::restart_window::{Assessment, LoopRule, Reading, observe};
 use crate::plan::{Decision, Plan, RefreshReason, Skip, Step};
@@ -48,37 +49,68 @@ impl Afters {
     }
 }
 
-/// Takes over what was observed, and looks again at what the steps were for.
-pub async fn look_again<O: Orchestrator>(
+/// The workloads that stay, as they were observed. Those that are down while the platform shows something else are looked
+/// at: their logs will be sent, and their secrets must be known for that.
+pub async fn observed<O: Orchestrator>(
     orchestrator: &O,
+    desired: &Desired,
     plan: &Plan,
-    outcomes: &Outcomes,
     observation: Observation,
     concurrency: usize,
 ) -> Afters {
     let Observation { observed, mut environments, .. } = observation;
     let mut afters = Afters { unknown: observed.failed.into_keys().collect(), ..Afters::default() };
-    let touched = touched(plan, outcomes);
     for workload in observed.workloads {
-        if plan.kept.get(&workload.connector) != Some(&workload.handle) || touched.contains_key(&workload.connector) {
-            continue;
+        if plan.kept.get(&workload.connector) == Some(&workload.handle) {
+            let environment = environments.remove(&workload.handle).unwrap_or_default();
+            let (handle, phase, created, vitals) = (workload.handle, workload.phase, workload.created, workload.vitals);
+            let after = After { handle, phase, created, vitals, environment, touched: false };
+            afters.states.insert(workload.connector, after);
         }
-        let environment = environments.remove(&workload.handle).unwrap_or_default();
-        let (handle, phase, created, vitals) = (workload.handle, workload.phase, workload.created, workload.vitals);
-        let after = After { handle, phase, created, vitals, environment, touched: false };
-        afters.states.insert(workload.connector, after);
     }
-    let looks = touched.into_iter().map(|(id, handle)| async move {
+    let unknown = afters.states.iter().filter(|(id, after)| {
+        !after.phase.is_up() && after.environment.is_empty() && desired.shown(id) != Some(CurrentStatus::Stopped)
+    });
+    let unknown = unknown.map(|(id, after)| (id.clone(), after.handle.clone())).collect();
+    look(orchestrator, unknown, false, concurrency, &mut afters).await;
+    afters
+}
+
+/// Looks again at what the steps were for.
+pub async fn look_again<O: Orchestrator>(
+    orchestrator: &O,
+    plan: &Plan,
+    outcomes: &Outcomes,
+    concurrency: usize,
+    afters: &mut Afters,
+) {
+    let touched = touched(plan, outcomes);
+    for id in touched.keys() {
+        afters.states.remove(id);
+    }
+    look(orchestrator, touched, true, concurrency, afters).await;
+}
+
+async fn look<O: Orchestrator>(
+    orchestrator: &O,
+    workloads: BTreeMap<ConnectorId, Handle>,
+    touched: bool,
+    concurrency: usize,
+    afters: &mut Afters,
+) {
+    let looks = workloads.into_iter().map(|(id, handle)| async move {
         let look = orchestrator.look(&handle).await;
         (id, handle, look)
     });
     let mut looks = futures_util::stream::iter(looks).buffer_unordered(concurrency);
     while let Some((id, handle, look)) = looks.next().await {
         match look {
-            Ok(None) => {}
+            Ok(None) => {
+                afters.states.remove(&id);
+            }
             Ok(Some(look)) => {
                 let (phase, created, vitals) = (look.phase, look.created, Some(look.vitals));
-                let after = After { handle, phase, created, vitals, environment: look.environment, touched: true };
+                let after = After { handle, phase, created, vitals, environment: look.environment, touched };
                 afters.states.insert(id, after);
             }
             Err(error) => {
@@ -86,12 +118,32 @@ pub async fn look_again<O: Orchestrator>(
             }
         }
     }
-    afters
+}
+
+/// The connectors that a plan does something for, or holds: what is published of them waits until that is done.
+#[must_use]
+pub fn busy(plan: &Plan) -> BTreeSet<ConnectorId> {
+    let busy =
+        plan.entries.iter().filter(|entry| matches!(entry.decision, Decision::Step(_) | Decision::Skip(Skip::Held)));
+    busy.map(|entry| entry.connector.clone()).collect()
 }
 
 /// Takes back what the plan wanted remembered of connectors whose steps failed: they are as they were. A start that was
-/// refused is remembered.
-pub fn take_back(plan: &Plan, outcomes: &Outcomes, recalled: &Memory, memory: &mut Memory, now: Timestamp) {
+/// refused is remembered. The same for connectors that were rejected after the plan was made.
+pub fn take_back(
+    plan: &Plan,
+    outcomes: &Outcomes,
+    rejected: &BTreeMap<ConnectorId, Rejection>,
+    recalled: &Memory,
+    memory: &mut Memory,
+    now: Timestamp,
+) {
+    for id in rejected.keys() {
+        match recalled.connectors.get(id) {
+            Some(before) => memory.connectors.insert(id.clone(), before.clone()),
+            None => memory.connectors.remove(id),
+        };
+    }
     for (place, outcome) in outcomes {
         let (Some(entry), Err(error)) = (plan.entries.get(*place), &outcome.result) else { continue };
         let before = recalled.connectors.get(&entry.connector);

@@ -118,7 +118,7 @@ variables! {
     opencti__daemon__registry__password: Secret, "Password of that user.";
     opencti__daemon__registry__email: Plain, "E-mail address of that user, where a registry asks for one.";
     opencti__daemon__docker__image_pull_policy: Plain, "`Always`, `IfNotPresent` or `Never`. Default: `Always` for the tags `latest` and `rolling` and for none, `IfNotPresent` otherwise.";
-    opencti__daemon__docker__restart_policy: Plain = "unless-stopped", "`no`, `always`, `unless-stopped`, `on-failure` or `on-failure:N`. With `no` a reboot loop shows only from one pass to the next.";
+    opencti__daemon__docker__restart_policy: Plain = "unless-stopped", "`no`, `always`, `unless-stopped`, `on-failure` or `on-failure:N`. With `no` a reboot loop shows only from one pass to the next. Like all settings of the containers it reaches those that exist at their next refresh.";
     opencti__daemon__docker__memory_limit: Plain, "Memory limit of each connector: bytes, or with `k`, `m`, `g`.";
     opencti__daemon__docker__cpu_limit: Plain, "CPU limit of each connector in cores, such as `0.5`.";
     opencti__daemon__docker__network_mode: Plain, "Network of the containers. Default: the engine's.";

@@ -30,6 +30,8 @@ use crate::secret::Secret;
 use crate::stop::Stop;
 use images::Images;
 
+/// Longest wait for the engine's first answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait for the engine to begin an answer, in seconds: stopping a container can take its whole grace period.
 const ENGINE_TIMEOUT_S: u64 = 180;
 /// Times that a renaming which the engine failed at is tried again.
@@ -144,7 +146,12 @@ async fn negotiate(endpoint: &Endpoint) -> Result<(Engine, String), Orchestrator
     let mut refusal = String::new();
     for version in API_VERSIONS {
         let engine = client(endpoint, version).map_err(|error| unreachable(&error))?;
-        match engine.version().await {
+        let answer = tokio::time::timeout(CONNECT_TIMEOUT, engine.version()).await;
+        let Ok(answer) = answer else {
+            let why = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
+            return Err(OrchestratorError::Unreachable { place: place(endpoint), why });
+        };
+        match answer {
             Ok(found) => {
                 let (name, api) = (found.version.unwrap_or_default(), found.api_version.unwrap_or_default());
                 return Ok((engine, format!("Docker {name}, API {api}")));

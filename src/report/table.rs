@@ -134,7 +134,6 @@ fn past(word: &str, command: &str) -> String {
         "stop" => "stopped".to_owned(),
         "hold" => "held".to_owned(),
         word if word.ends_with('e') => format!("{word}d"),
-        word if word.ends_with("oy") => format!("{word}ed"),
         word => format!("{word}ed"),
     }
 }

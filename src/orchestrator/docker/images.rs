@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bollard::Docker as Engine;
 use bollard::auth::DockerCredentials;
@@ -16,6 +17,9 @@ use crate::progress::Progress;
 use crate::render;
 use crate::secret::Secret;
 use crate::stop::Stop;
+
+/// Longest silence within a pull, before it is given up.
+const PULL_SILENCE: Duration = Duration::from_mins(3);
 
 /// What became of an image in this pass, to be told for every connector that needs it.
 type Outcome = Arc<OnceCell<Result<(), Fault>>>;
@@ -89,13 +93,14 @@ impl Images {
         let bar = self.progress.pull(image);
         let options = CreateImageOptionsBuilder::default().from_image(&with_tag(image)).build();
         let mut answers = engine.create_image(Some(options), None, self.credentials(image));
-        while let Some(answer) = answers.next().await {
-            match answer {
-                Ok(info) => bar.layer(&info),
-                Err(error) => return Err(words(&error)),
+        loop {
+            match tokio::time::timeout(PULL_SILENCE, answers.next()).await {
+                Ok(Some(Ok(info))) => bar.layer(&info),
+                Ok(Some(Err(error))) => return Err(words(&error)),
+                Ok(None) => return Ok(()),
+                Err(_) => return Err(format!("nothing was heard of it for {} s", PULL_SILENCE.as_secs())),
             }
         }
-        Ok(())
     }
 
     /// The login goes to the configured registry alone.

@@ -10,7 +10,7 @@ use bollard::query_parameters::InspectContainerOptions;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::record::{decode, encode};
+use super::record::{LABEL_OWNER, decode, encode};
 use super::{Docker, status};
 use crate::holder;
 use crate::orchestrator::{Holder, Orchestrator, OrchestratorError};
@@ -87,6 +87,10 @@ impl Docker {
             Err(error) => return Err(self.refused("looking at the lock")(error)),
         };
         let labels = inspected.config.and_then(|config| config.labels).unwrap_or_default();
+        if labels.get(LABEL_OWNER).map(String::as_str) != Some(self.manager.as_str()) {
+            let why = format!("its name {name} is taken by a container of somebody else: rename or remove that one");
+            return Err(OrchestratorError::Refused { what: "taking the lock".to_owned(), place: self.place(), why });
+        }
         let state = labels.get(LABEL_LOCK).and_then(|text| decode::<LockState>(text).ok());
         let created = inspected.created.and_then(|text| text.parse().ok()).unwrap_or_default();
         Ok(Some(Found { id: inspected.id.unwrap_or_default(), state, created }))

@@ -47,7 +47,9 @@ impl Docker {
                         observation.adopted.insert(workload.handle.0.clone(), hash.clone());
                         workload.hash = Some(hash.clone());
                     }
-                    if workload.phase.is_up() || workload.hash.is_none() {
+                    // One that ended though it should run may have been restarted before: its counter counts.
+                    let ended = workload.phase == Phase::Exited && desired.wants_running(&workload.connector);
+                    if workload.phase.is_up() || ended || workload.hash.is_none() {
                         open.push((workload, adopted));
                     } else {
                         observation.observed.workloads.push(workload);
@@ -66,7 +68,10 @@ impl Docker {
         }));
         let mut looks = looks.buffer_unordered(self.concurrency);
         while let Some((workload, adopted, look)) = looks.next().await {
-            complete(&mut observation, workload, adopted, look);
+            match look {
+                Err(error @ OrchestratorError::Unreachable { .. }) => return Err(error),
+                look => complete(&mut observation, workload, adopted, look),
+            }
         }
         Ok(observation)
     }
@@ -136,7 +141,7 @@ fn complete(
             }
             workload.phase = look.phase;
             workload.created = look.created;
-            workload.vitals = look.phase.is_up().then_some(look.vitals);
+            workload.vitals = (look.phase.is_up() || look.phase == Phase::Exited).then_some(look.vitals);
             observation.environments.insert(workload.handle.clone(), look.environment);
             observation.observed.workloads.push(workload);
         }
