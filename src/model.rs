@@ -423,14 +423,14 @@ pub struct RefusedStart {
 }
 
 impl RefusedStart {
-    /// When to try this configuration again, Unix time in seconds: 5 minutes after the first attempt, then twice as long
-    /// each time, an hour at most.
+    /// When to try this configuration again, Unix time in seconds: at once after the first attempt, for the engine may have
+    /// failed for reasons of its own; after 5 minutes then, and twice as long each time, an hour at most.
     #[must_use]
     pub fn next(&self) -> i64 {
         const FIRST_S: i64 = 300;
         const LONGEST_S: i64 = 3600;
-        let doublings = self.times.saturating_sub(1).min(10);
-        self.at.saturating_add((FIRST_S << doublings).min(LONGEST_S))
+        let Some(doublings) = self.times.checked_sub(2) else { return self.at };
+        self.at.saturating_add((FIRST_S << doublings.min(10)).min(LONGEST_S))
     }
 }
 

@@ -162,3 +162,51 @@ fn logs_are_made_fit_to_be_shown_and_hold_no_secret() {
         assert!(!logs.is_empty() && (!told_by_name || !logs.contains("hunter2")), "{name}, rejected: {logs}");
     }
 }
+
+#[test]
+fn the_log_of_a_container_that_ended_meanwhile_is_masked_as_well() {
+    let scene = Scene::new("ended");
+    let change =
+        |connector: Connector| connector.secret("ODD_NAME", "hunter2-hunter2").setting("STANDIN_PRINT", "ODD_NAME");
+    let name = scene.connector_with("a", change);
+    scene.pass().expect_code(exit::OK.into());
+    printed(&scene, &name, "hunter2-hunter2");
+    // Stopped by hand and not wanted any more: no step is left, but the platform does not know yet.
+    scene.engine.stop(&name);
+    scene.platform.edit(|state| {
+        let connector = state.connector_mut("id-a").unwrap();
+        connector.requested_status = "stopping".to_owned();
+        connector.logs.clear();
+    });
+    let report = scene.pass().expect_code(exit::OK.into()).json();
+    assert_eq!(report["counts"]["steps"], json!({}), "{report:#}");
+    let logs = of(&scene, "id-a").logs.join("\n");
+    assert!(logs.contains("[masked]") && !logs.contains("hunter2"), "{logs}");
+}
+
+#[test]
+fn a_slow_pull_of_one_connector_does_not_keep_health_and_logs_of_the_others_back() {
+    let scene = Scene::new("slow");
+    scene.connector("a");
+    scene.pass().expect_code(exit::OK.into());
+    let registry = crate::support::Registry::open();
+    let image =
+        registry.push(scene.engine, "xtm-fixture/connector:1", &format!("{}:1", crate::support::unique("slow")));
+    scene.connector_with("b", |mut connector| {
+        connector.image = image;
+        connector
+    });
+    scene.platform.clear_journal();
+    let tap = crate::support::ApiTap::new(scene.engine);
+    let gate = tap.hold("POST /images/create", 1);
+    let running = scene.program_on(&tap.docker_host()).spawn();
+    let told = scene.platform.wait_for(Duration::from_secs(30), |_, journal| {
+        let about_a =
+            |field: &str| journal.iter().any(|call| call.is(field) && call.variables.to_string().contains("id-a"));
+        about_a("updateConnectorHealth") && about_a("updateConnectorLogs")
+    });
+    assert!(told && running.is_running(), "while the image is still being pulled");
+    gate.release();
+    running.wait().expect_code(exit::OK.into());
+    assert_eq!(scene.containers().len(), 2);
+}

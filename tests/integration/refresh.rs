@@ -412,13 +412,14 @@ fn a_configuration_that_does_not_start_does_not_interrupt_the_old_container_in_e
     let before = scene.only();
     scene.edit("id-a", |connector| "xtm-fixture/noentry:1".clone_into(&mut connector.image));
     scene.pass_ends(exit::CONNECTOR_FAILED);
+    scene.pass_ends(exit::CONNECTOR_FAILED);
 
-    // It was tried once. Until the wait is over the old one is left in peace, and every pass says why.
+    // It was tried twice. Until the wait is over the old one is left in peace, and every pass says why.
     let log = EventLog::start(scene.engine);
     for _ in 0..2 {
         let report = scene.pass_ends(exit::CONNECTOR_FAILED);
         assert_eq!(line(&report, "id-a")["reject"]["kind"], "wont-start", "{report:#}");
-        assert!(complaints(&report).contains("1 attempts"), "{report:#}");
+        assert!(complaints(&report).contains("2 attempts"), "{report:#}");
     }
     let touched: Vec<String> =
         log.finish_for(&scene.manager).into_iter().filter(|event| !event.contains("xtm-reconcile-")).collect();
