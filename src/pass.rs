@@ -132,7 +132,7 @@ impl Pass<'_> {
     }
 
     /// Everything that happens while the lock is held.
-    async fn locked(&mut self, orchestrator: &Docker, permit: Permit, version: &str) -> Result<(), End> {
+    async fn locked<O: Orchestrator>(&mut self, orchestrator: &O, permit: Permit, version: &str) -> Result<(), End> {
         let Recalled { memory: recalled, stale, .. } = self.recall(orchestrator).await?;
         let begun = Instant::now();
         let mut memory = recalled.clone();
@@ -149,7 +149,12 @@ impl Pass<'_> {
         result
     }
 
-    async fn reconcile(&mut self, orchestrator: &Docker, permit: Permit, memory: &mut Memory) -> Result<(), End> {
+    async fn reconcile<O: Orchestrator>(
+        &mut self,
+        orchestrator: &O,
+        permit: Permit,
+        memory: &mut Memory,
+    ) -> Result<(), End> {
         let (desired, plan, prepared, observation) = self.look_and_plan(orchestrator, memory.clone()).await?;
         if let Some(cause) = self.stop.cause() {
             return Err(End::Stopped(cause));
@@ -241,7 +246,7 @@ impl Pass<'_> {
         Ok((docker, version))
     }
 
-    async fn recall(&mut self, orchestrator: &Docker) -> Result<Recalled, End> {
+    async fn recall<O: Orchestrator>(&mut self, orchestrator: &O) -> Result<Recalled, End> {
         let recalled = self.until_stopped(orchestrator.recall()).await??;
         for notice in &recalled.notices {
             tracing::warn!("{notice}");
@@ -295,9 +300,9 @@ impl Pass<'_> {
     }
 
     /// Pull, observe, plan, and make ready: the part that `plan` and a real pass share.
-    async fn look_and_plan(
+    async fn look_and_plan<O: Orchestrator>(
         &mut self,
-        orchestrator: &Docker,
+        orchestrator: &O,
         memory: Memory,
     ) -> Result<(Arc<Desired>, Arc<Plan>, Prepared, Observation), End> {
         let begun = Instant::now();
