@@ -165,7 +165,9 @@ impl Http {
     pub fn post(&self, path: &str, body: &[u8], timeout: Duration) -> Result<String, HttpError> {
         let url = format!("{}{path}", self.url);
         let mut wait = BACKOFF;
-        for attempt in 1.. {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             let (error, asked) = match self.attempt(&url, body, timeout) {
                 Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
@@ -178,7 +180,6 @@ impl Http {
             tracing::debug!(attempt, error = %error, "asking the platform again");
             wait *= 2;
         }
-        unreachable!("the loop only ends by returning")
     }
 
     /// One request; a failure comes with the wait that the server asked for.
