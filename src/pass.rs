@@ -114,7 +114,10 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     async fn stages(&mut self, id: &str, progress: Arc<Progress>) -> Result<(), End> {
-        let (orchestrator, version) = self.timed("connect", Self::connect, progress).await?;
+        let begun = Instant::now();
+        let connected = self.connect(progress).await;
+        self.stage("connect", begun);
+        let (orchestrator, version) = connected?;
         let Some(permit) = self.access.permit() else {
             let memory = self.recall(&orchestrator).await?.memory;
             self.foretell_registration(&version, &memory).await?;
@@ -371,18 +374,6 @@ impl Pass<'_> {
             done = work => Ok(done),
             () = self.stop.stopped() => Err(End::Stopped(self.stop.cause().unwrap_or(Cause::Deadline))),
         }
-    }
-
-    async fn timed<T, A>(
-        &mut self,
-        name: &'static str,
-        work: impl AsyncFnOnce(&mut Self, A) -> Result<T, End>,
-        argument: A,
-    ) -> Result<T, End> {
-        let begun = Instant::now();
-        let done = work(self, argument).await;
-        self.stage(name, begun);
-        done
     }
 
     fn stage(&mut self, name: &'static str, begun: Instant) {
