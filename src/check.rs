@@ -4,12 +4,13 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 
 use crate::cli::Output;
-use crate::config::{ConfigError, Settings};
+use crate::config::{ConfigError, OrchestratorSettings, Settings};
 use crate::desired::{self, Desired};
 use crate::exit;
 use crate::model::{Memory, VariableValue};
-use crate::orchestrator::Orchestrator;
 use crate::orchestrator::docker::Docker;
+use crate::orchestrator::kubernetes::Kubernetes;
+use crate::orchestrator::{Orchestrator, OrchestratorError};
 use crate::platform::{OpenCti, Platform, PlatformError, envelope};
 use crate::progress::Progress;
 use crate::report::{SCHEMA_VERSION, on_one_line, printable};
@@ -51,6 +52,10 @@ impl Lines {
     fn bad(&mut self, what: &'static str, code: u8, detail: String) {
         self.0.push(Line { verdict: Verdict::Bad, what, detail });
         self.1.push(code);
+    }
+
+    fn orchestrator(&mut self, what: &'static str, error: &OrchestratorError) {
+        self.bad(what, exit::ORCHESTRATOR, format!("{error}; {}", error.cure()));
     }
 
     fn platform(&mut self, what: &'static str, error: &PlatformError) {
@@ -104,7 +109,7 @@ async fn both_sides(settings: &Arc<Settings>, stop: &Stop, lines: &mut Lines) {
         }
         Err(lost) => lines.bad("platform", exit::PLATFORM, lost.to_string()),
     }
-    engine(settings, &desired, lines).await;
+    orchestrator(settings, &desired, stop, lines).await;
 }
 
 /// Everything about the platform. Blocks its thread.
@@ -208,23 +213,52 @@ fn decryption(desired: &Desired, settings: &Settings, lines: &mut Lines) {
     }
 }
 
-async fn engine(settings: &Settings, desired: &Desired, lines: &mut Lines) {
-    let connected = Docker::connect(
-        &settings.docker,
-        &settings.registry,
-        &settings.manager.id,
-        settings.policy.platform,
-        settings.limits.concurrency,
-        Arc::new(Progress::nowhere()),
-    );
-    let docker = match connected.await {
-        Ok(docker) => docker,
-        Err(error) => return lines.bad("engine", exit::ORCHESTRATOR, format!("{error}; {}", error.cure())),
+async fn orchestrator(settings: &Settings, desired: &Desired, stop: &Stop, lines: &mut Lines) {
+    match &settings.orchestrator {
+        OrchestratorSettings::Docker(docker) => {
+            let connecting = Docker::connect(docker, settings, Arc::new(Progress::nowhere()));
+            look_around("engine", "containers", connecting.await, settings, desired, lines).await;
+        }
+        OrchestratorSettings::Kubernetes(kubernetes) => {
+            let connecting = Kubernetes::connect(kubernetes, settings, stop);
+            look_around("cluster", "Deployments", connecting.await, settings, desired, lines).await;
+        }
+    }
+}
+
+async fn look_around<O: Orchestrator>(
+    what: &'static str,
+    workloads: &str,
+    connected: Result<O, OrchestratorError>,
+    settings: &Settings,
+    desired: &Desired,
+    lines: &mut Lines,
+) {
+    let orchestrator = match connected {
+        Ok(orchestrator) => orchestrator,
+        Err(error) => return lines.orchestrator(what, &error),
     };
-    lines.good("engine", format!("{} at {}", docker.description(), settings.docker.endpoint));
-    match docker.observe(desired, &Memory::default()).await {
-        Ok(seen) => lines.good("engine", format!("{} containers of this manager", seen.observed.workloads.len())),
-        Err(error) => lines.bad("engine", exit::ORCHESTRATOR, format!("{error}; {}", error.cure())),
+    lines.good(what, format!("{} at {}", orchestrator.description(), settings.orchestrator.place()));
+    match orchestrator.permissions().await {
+        Ok(permissions) => {
+            let (granted, missing): (Vec<_>, Vec<_>) =
+                permissions.into_iter().partition(|permission| permission.granted);
+            for permission in &missing {
+                let detail = format!("may not {}; the Role in deploy/kubernetes grants it", permission.what);
+                lines.bad("permission", exit::ORCHESTRATOR, detail);
+            }
+            if missing.is_empty() && !granted.is_empty() {
+                lines.good("permission", format!("all {} that a pass needs", granted.len()));
+            }
+        }
+        Err(error) => lines.orchestrator("permission", &error),
+    }
+    if let Err(error) = orchestrator.recall().await {
+        return lines.orchestrator(what, &error);
+    }
+    match orchestrator.observe(desired, &Memory::default()).await {
+        Ok(seen) => lines.good(what, format!("{} {workloads} of this manager", seen.observed.workloads.len())),
+        Err(error) => lines.orchestrator(what, &error),
     }
 }
 

@@ -1,6 +1,7 @@
 //! One validated value from everything the operator set. Nothing reads the environment after this.
 
 mod docker;
+mod kubernetes;
 mod parse;
 mod source;
 pub mod variables;
@@ -16,6 +17,7 @@ use crate::plan::{LoopAction, Policy, PrunePolicy};
 use crate::secret::Secret;
 
 pub use docker::{ContainerDefaults, DockerSettings, Endpoint, PullPolicy, RestartPolicy, TlsFiles, Ulimit};
+pub use kubernetes::{ClusterAccess, KubernetesSettings, WorkloadDefaults};
 use parse::Funnel;
 use variables::Raw;
 
@@ -34,12 +36,32 @@ pub struct Settings {
     pub connector_proxy: Option<ConnectorProxy>,
     /// Where images come from.
     pub registry: Registry,
-    /// The engine and what every container gets.
-    pub docker: DockerSettings,
+    /// Where connectors run, and what every workload gets.
+    pub orchestrator: OrchestratorSettings,
     /// How to log.
     pub logging: Logging,
     /// What the operator should know, though it is no fault.
     pub notices: Vec<Notice>,
+}
+
+/// Where connectors run: `OPENCTI__DAEMON__SELECTOR`.
+#[derive(Debug)]
+pub enum OrchestratorSettings {
+    /// One Docker engine.
+    Docker(Box<DockerSettings>),
+    /// One namespace of a cluster.
+    Kubernetes(Box<KubernetesSettings>),
+}
+
+impl OrchestratorSettings {
+    /// Where it is, as far as the configuration tells.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match self {
+            Self::Docker(docker) => docker.endpoint.to_string(),
+            Self::Kubernetes(kubernetes) => kubernetes.to_string(),
+        }
+    }
 }
 
 /// Who we are.
@@ -105,7 +127,7 @@ pub struct ConnectorProxy {
 }
 
 /// Where images come from.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Registry {
     /// Put before images that name no registry.
     pub server: Option<String>,
@@ -192,12 +214,12 @@ pub fn load(
 
 fn settle(raw: &Raw, funnel: &mut Funnel, allow_prune: bool) -> Option<Settings> {
     let logging = logging(raw, funnel);
-    supported(raw, funnel);
+    platforms(raw, funnel);
     let limits = limits(raw, funnel);
     let policy = policy(raw, funnel, allow_prune);
     let manager = manager(raw, funnel);
     let registry = registry(raw, funnel);
-    let docker = docker::settle(raw, funnel);
+    let orchestrator = orchestrator(raw, funnel);
     let connector_proxy = connector_proxy(raw, funnel);
     let opencti = opencti(raw, connector_proxy.as_ref(), funnel);
     Some(Settings {
@@ -207,7 +229,7 @@ fn settle(raw: &Raw, funnel: &mut Funnel, allow_prune: bool) -> Option<Settings>
         opencti: opencti?,
         connector_proxy,
         registry,
-        docker: docker?,
+        orchestrator: orchestrator?,
         logging,
         notices: std::mem::take(&mut funnel.notices),
     })
@@ -237,27 +259,28 @@ fn logging(raw: &Raw, funnel: &mut Funnel) -> Logging {
     Logging { filter, json }
 }
 
-fn supported(raw: &Raw, funnel: &mut Funnel) {
+fn platforms(raw: &Raw, funnel: &mut Funnel) {
     if !funnel.flag("OPENCTI__ENABLE", raw.opencti__enable.as_deref()) {
         funnel.problem("OPENCTI__ENABLE", "no platform is enabled".to_owned(), "set it to true");
     }
     if funnel.flag("OPENAEV__ENABLE", raw.openaev__enable.as_deref()) {
         funnel.problem("OPENAEV__ENABLE", "OpenAEV is not supported by this version".to_owned(), "set it to false");
     }
+}
+
+fn orchestrator(raw: &Raw, funnel: &mut Funnel) -> Option<OrchestratorSettings> {
     let selector = raw.opencti__daemon__selector.as_deref().unwrap_or_default().trim().to_ascii_lowercase();
     match selector.as_str() {
-        "docker" => {}
-        "kubernetes" | "portainer" | "swarm" => funnel.problem(
-            "OPENCTI__DAEMON__SELECTOR",
-            format!("{selector} is not supported by this version"),
-            "set it to docker",
-        ),
-        other => funnel.problem(
-            "OPENCTI__DAEMON__SELECTOR",
-            format!("{other:?} is no orchestrator"),
-            "set it to docker, the one that this version supports",
-        ),
+        "docker" => return docker::settle(raw, funnel).map(Box::new).map(OrchestratorSettings::Docker),
+        "kubernetes" => return kubernetes::settle(raw, funnel).map(Box::new).map(OrchestratorSettings::Kubernetes),
+        _ => {}
     }
+    let what = match selector.as_str() {
+        "portainer" | "swarm" => format!("{selector} is not supported by this version"),
+        other => format!("{other:?} is no orchestrator"),
+    };
+    funnel.problem("OPENCTI__DAEMON__SELECTOR", what, "set it to kubernetes or docker, which this version supports");
+    None
 }
 
 fn limits(raw: &Raw, funnel: &mut Funnel) -> Limits {

@@ -300,13 +300,17 @@ pub struct Connector {
     pub variables: Vec<Variable>,
 }
 
-/// The engine's own id of a workload.
+/// The engine's own id of a workload; on Kubernetes its name and uid, with a slash between them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Handle(pub String);
 
 impl fmt::Display for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.get(..12).unwrap_or(&self.0))
+        let short = match self.0.split_once('/') {
+            Some((name, _)) => name,
+            None => self.0.get(..12).unwrap_or(&self.0),
+        };
+        f.write_str(short)
     }
 }
 
@@ -318,12 +322,18 @@ pub enum Phase {
     Created,
     /// Ended, or stopped.
     Exited,
+    /// Told to run nothing; it did not end by itself.
+    Stopped,
     /// Frozen by an operator.
     Paused,
+    /// Told to run, and the orchestrator has not got it running (yet).
+    Pending,
     /// Between two attempts of the engine to keep it running.
     Restarting,
     /// Running.
     Running,
+    /// Scaled by an operator to more than the one instance that may run.
+    Multiplied,
     /// The engine cannot run it any more, or is taking it away.
     Broken,
 }
@@ -332,17 +342,108 @@ impl Phase {
     /// Whether the connector is up, as the platform understands it.
     #[must_use]
     pub fn is_up(self) -> bool {
-        matches!(self, Self::Running | Self::Restarting)
+        matches!(self, Self::Running | Self::Restarting | Self::Multiplied)
     }
 }
 
 /// What only a closer look at a workload tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Vitals {
     /// The engine's restart counter, which starts anew with `generation`.
     pub restarts: u64,
+    /// What the counter belongs to, where that is not the workload itself: a pod's uid.
+    pub generation: Option<String>,
+    /// Whether the engine waits longer and longer before it starts it again.
+    pub backing_off: bool,
     /// Start of the current run, or of the last one.
     pub started_at: Option<Timestamp>,
+}
+
+/// How a workload becomes another one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Change {
+    /// A new one takes its place, and names can be changed at any time: a container.
+    #[default]
+    Replaced,
+    /// It is changed where it is, and keeps its name: a Deployment.
+    InPlace,
+    /// It has to go before the new one can come: a Deployment that selects its pods by other labels.
+    Recreated,
+}
+
+/// Why a workload does not run as it should, in the orchestrator's own terms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TroubleKind {
+    /// It ends again and again.
+    CrashLoop,
+    /// It was ended for using more memory than it may.
+    OutOfMemory,
+    /// Its image cannot be pulled.
+    ImagePull,
+    /// Its settings name something that is not there.
+    Settings,
+    /// The node cannot start it.
+    WontStart,
+    /// No node takes it.
+    Unschedulable,
+    /// A node threw it out.
+    Evicted,
+    /// The orchestrator is not allowed to run it: a quota or an admission policy.
+    NotAdmitted,
+    /// Somebody changed it since it was applied.
+    Drifted,
+}
+
+/// Something wrong with a workload that no step of this pass mends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Trouble {
+    /// What kind.
+    pub kind: TroubleKind,
+    /// The orchestrator's words.
+    pub detail: String,
+}
+
+impl TroubleKind {
+    /// Whether the connector does not run at all for it.
+    #[must_use]
+    pub fn blocks(self) -> bool {
+        !matches!(self, Self::CrashLoop | Self::OutOfMemory | Self::Evicted | Self::Drifted)
+    }
+
+    /// What it is, in plain words.
+    #[must_use]
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::CrashLoop => "it crashes again and again",
+            Self::OutOfMemory => "it was ended for using more memory than its limit",
+            Self::ImagePull => "its image cannot be pulled",
+            Self::Settings => "its pod refers to something that is not there",
+            Self::WontStart => "the node cannot start its container",
+            Self::Unschedulable => "no node can take it",
+            Self::Evicted => "a node evicted it",
+            Self::NotAdmitted => "its pod may not be created",
+            Self::Drifted => "its Deployment was changed by somebody else",
+        }
+    }
+
+    /// What the operator can do about it.
+    #[must_use]
+    pub fn cure(self) -> &'static str {
+        match self {
+            Self::CrashLoop => "read its log on the platform: it is that of the run that crashed",
+            Self::OutOfMemory => "raise resources.limits.memory in OPENCTI__DAEMON__KUBERNETES__IMAGE_RESOURCES",
+            Self::ImagePull => {
+                "see that the image exists and that OPENCTI__DAEMON__REGISTRY__* or ..KUBERNETES__IMAGE_PULL_SECRETS has a login where one is needed"
+            }
+            Self::Settings => "create what is missing; the base deployment may name it",
+            Self::WontStart => "see that the image and the base deployment fit this node",
+            Self::Unschedulable => "add nodes, or mend requests, nodeSelector and tolerations of the base deployment",
+            Self::Evicted => "free memory or disk on that node, or set resource requests",
+            Self::NotAdmitted => "raise the quota, or mend the base deployment as the policy asks",
+            Self::Drifted => "nothing has to be done: it is put right when this connector changes next",
+        }
+    }
 }
 
 /// One workload that is ours, as the orchestrator shows it.
@@ -364,6 +465,10 @@ pub struct Workload {
     pub created: Timestamp,
     /// For workloads that are up.
     pub vitals: Option<Vitals>,
+    /// How it becomes another one.
+    pub change: Change,
+    /// What is wrong with it.
+    pub troubles: Vec<Trouble>,
 }
 
 impl Workload {

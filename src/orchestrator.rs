@@ -1,6 +1,8 @@
 //! The orchestrator: lock, observe, carry out steps, logs, memory. What every implementation offers, and how it fails.
 
 pub mod docker;
+pub mod kubernetes;
+mod versioned;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -11,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::Permit;
 use crate::desired::Desired;
-use crate::model::{Handle, Memory, Observed, Phase, Vitals};
+use crate::model::{ConnectorId, ConnectorMemory, Handle, Memory, Observed, Phase, Trouble, Vitals};
 use crate::plan::Step;
 use crate::render::Spec;
 use crate::secret::Secret;
@@ -39,7 +41,8 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// Gives the lock back.
     fn unlock(&self, permit: Permit, lock: Self::Lock) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
 
-    /// What the last pass left. Parts that cannot be read are empty and named in the notices.
+    /// What the last pass left with the manager. Parts that cannot be read are empty and named in the notices. What it left
+    /// with the workloads comes with [`Orchestrator::observe`].
     fn recall(&self) -> impl Future<Output = Result<Recalled, OrchestratorError>> + Send;
 
     /// Everything there is. Any failure of the listing is an error, never "nothing there".
@@ -70,8 +73,32 @@ pub trait Orchestrator: Send + Sync + 'static {
         secrets: &[&Secret],
     ) -> impl Future<Output = Result<Vec<String>, OrchestratorError>> + Send;
 
-    /// Replaces what is remembered. Safe against being killed at any point.
-    fn remember(&self, permit: Permit, memory: &Memory) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
+    /// Puts right what belongs to no single connector, where the observation shows that it is needed.
+    fn mend(
+        &self,
+        permit: Permit,
+        observation: &Observation,
+    ) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
+
+    /// Replaces what is remembered: `before` by `memory`. Safe against being killed at any point.
+    fn remember(
+        &self,
+        permit: Permit,
+        before: &Memory,
+        memory: &Memory,
+    ) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
+
+    /// Each permission that a pass needs, and whether it has it, in words. Empty where there is no such thing to ask.
+    fn permissions(&self) -> impl Future<Output = Result<Vec<Permission>, OrchestratorError>> + Send;
+}
+
+/// Something that a pass has to be allowed to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permission {
+    /// What, in words.
+    pub what: String,
+    /// Whether it is granted.
+    pub granted: bool,
 }
 
 /// Who takes a lock.
@@ -107,6 +134,10 @@ pub struct Recalled {
 pub struct Observation {
     /// For the planner.
     pub observed: Observed,
+    /// What an earlier pass left with the workloads, where the orchestrator keeps it there.
+    pub remembered: BTreeMap<ConnectorId, ConnectorMemory>,
+    /// What of that could not be read, in words.
+    pub notices: Vec<String>,
     /// Hashes of workloads without a hash label, to be remembered.
     pub adopted: BTreeMap<String, crate::model::ConfigHash>,
     /// Environments of the workloads that were looked at: where secrets for masking are at hand.
@@ -124,9 +155,11 @@ pub struct Look {
     pub vitals: Vitals,
     /// Its environment.
     pub environment: Vec<(String, Secret)>,
+    /// What is wrong with it.
+    pub troubles: Vec<Trouble>,
 }
 
-/// Why an orchestrator could not be used.
+/// Why an orchestrator could not be used. `cure` is what the operator can do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum OrchestratorError {
     /// Not there.
@@ -136,6 +169,8 @@ pub enum OrchestratorError {
         place: String,
         /// The transport's words.
         why: String,
+        /// What to do.
+        cure: &'static str,
     },
     /// Accepts no version of the API that this program speaks.
     #[error("{place} accepts none of the API versions that this program speaks: {why}")]
@@ -156,6 +191,8 @@ pub enum OrchestratorError {
         since: String,
         /// When it expires.
         until: String,
+        /// What to do.
+        cure: &'static str,
     },
     /// It refused something.
     #[error("{what} on {place}: {why}")]
@@ -166,6 +203,8 @@ pub enum OrchestratorError {
         place: String,
         /// Its words.
         why: String,
+        /// What to do.
+        cure: &'static str,
     },
 }
 
@@ -174,14 +213,8 @@ impl OrchestratorError {
     #[must_use]
     pub fn cure(&self) -> &'static str {
         match self {
-            Self::Unreachable { .. } => {
-                "see that the engine runs, that DOCKER_HOST names it, that DOCKER_TLS_VERIFY is set if it wants TLS, and that this user may use its socket"
-            }
-            Self::Version { .. } => "upgrade the engine (20.10 or later), or this program",
-            Self::Locked { .. } => {
-                "wait for that pass; if its process is gone for good, remove the container that the lock is, or wait until it expires"
-            }
-            Self::Refused { .. } => "look into the engine's log at this time; the next pass tries again",
+            Self::Unreachable { cure, .. } | Self::Locked { cure, .. } | Self::Refused { cure, .. } => cure,
+            Self::Version { .. } => "upgrade it, or this program",
         }
     }
 }
@@ -202,6 +235,25 @@ pub enum StepError {
     NoImage {
         /// Which.
         image: String,
+    },
+    /// The API server could not do a part of the step.
+    #[error(transparent)]
+    Api(#[from] OrchestratorError),
+    /// Its name belongs to something that is not ours.
+    #[error("the name {name} is taken by a {kind} that is not this connector's")]
+    NameTaken {
+        /// Which.
+        name: String,
+        /// Of what kind.
+        kind: &'static str,
+    },
+    /// The old workload does not end, and two must never run at once.
+    #[error("{what} after {waited_s} s")]
+    StillRunning {
+        /// What still runs.
+        what: String,
+        /// How long it was waited for.
+        waited_s: u64,
     },
     /// The engine refused a part of the step.
     #[error("{what}: {why}")]
@@ -255,6 +307,9 @@ impl StepError {
             }
             Self::NoImage { .. } => "load the image, or set OPENCTI__DAEMON__DOCKER__IMAGE_PULL_POLICY=IfNotPresent",
             Self::RolledBack { cause } => cause.cure(),
+            Self::Api(error) => error.cure(),
+            Self::NameTaken { .. } => "give the connector another name on the platform, or take that one away",
+            Self::StillRunning { .. } => "the next pass goes on once it has ended; look at what keeps it",
             Self::WontStart { .. } => "see that the image and its settings fit this engine; the next pass tries again",
             Self::Engine { .. } | Self::RollbackFailed { .. } => {
                 "look at the container and into the engine's log; the next pass tries again"

@@ -1,5 +1,6 @@
 //! One pass, stage by stage: registration check -> pull -> observe -> plan -> apply -> health -> logs -> report.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,12 +9,13 @@ use jiff::Timestamp;
 
 use crate::access::{Access, Permit};
 use crate::apply::Applier;
-use crate::config::Settings;
+use crate::config::{OrchestratorSettings, Settings};
 use crate::desired::{self, Desired};
 use crate::exit;
 use crate::holder;
-use crate::model::Memory;
+use crate::model::{ConnectorId, Memory, Trouble};
 use crate::orchestrator::docker::Docker;
+use crate::orchestrator::kubernetes::Kubernetes;
 use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, Recalled};
 use crate::plan::{self, Plan, Step};
 use crate::platform::{OpenCti, Platform, PlatformError};
@@ -21,7 +23,7 @@ use crate::prepare::{self, Prepared};
 use crate::progress::Progress;
 use crate::publish::{self, Publisher};
 use crate::render::Common;
-use crate::report::{PlatformReport, Report, Stage};
+use crate::report::{Learned, PlatformReport, Report, Stage};
 use crate::settle;
 use crate::stop::{Cause, Stop};
 
@@ -86,12 +88,12 @@ pub async fn pass(settings: Arc<Settings>, command: Command, stop: &Stop, progre
         listed: None,
         sent: publish::Sent::default(),
     };
-    let place = settings.docker.endpoint.to_string();
+    let place = settings.orchestrator.place();
     let report = Report::new(name, &id, settings.manager.id.as_str(), platform_report, &place);
     let access = if command == Command::Run { Access::ReadWrite } else { Access::ReadOnly };
     let mut pass = Pass { settings, platform, access, stop, report };
     tracing::info!(pass = id, command = name, "begins");
-    if let Err(end) = pass.stages(&id, progress).await {
+    if let Err(end) = Box::pin(pass.stages(&id, progress)).await {
         pass.ended(&end);
     }
     pass.report.notices.extend(pass.settings.notices.iter().map(|notice| notice.message.clone()));
@@ -114,8 +116,24 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     async fn stages(&mut self, id: &str, progress: Arc<Progress>) -> Result<(), End> {
+        let settings = Arc::clone(&self.settings);
+        match &settings.orchestrator {
+            OrchestratorSettings::Docker(docker) => {
+                self.stages_on(id, Docker::connect(docker, &settings, progress)).await
+            }
+            OrchestratorSettings::Kubernetes(kubernetes) => {
+                Box::pin(self.stages_on(id, Kubernetes::connect(kubernetes, &settings, self.stop))).await
+            }
+        }
+    }
+
+    async fn stages_on<O: Orchestrator>(
+        &mut self,
+        id: &str,
+        connecting: impl Future<Output = Result<O, OrchestratorError>>,
+    ) -> Result<(), End> {
         let begun = Instant::now();
-        let connected = self.connect(progress).await;
+        let connected = self.connect(connecting).await;
         self.stage("connect", begun);
         let (orchestrator, version) = connected?;
         let Some(permit) = self.access.permit() else {
@@ -136,15 +154,15 @@ impl Pass<'_> {
 
     /// Everything that happens while the lock is held.
     async fn locked<O: Orchestrator>(&mut self, orchestrator: &O, permit: Permit, version: &str) -> Result<(), End> {
-        let Recalled { memory: recalled, stale, .. } = self.recall(orchestrator).await?;
+        let Recalled { memory: mut recalled, stale, .. } = self.recall(orchestrator).await?;
         let begun = Instant::now();
         let mut memory = recalled.clone();
         memory.registration = Some(self.register(permit, version, &recalled).await?);
         self.stage("register", begun);
-        let result = self.reconcile(orchestrator, permit, &mut memory).await;
+        let result = self.reconcile(orchestrator, permit, &mut recalled, &mut memory).await;
         if memory != recalled || stale {
             let begun = Instant::now();
-            if let Err(error) = orchestrator.remember(permit, &memory).await {
+            if let Err(error) = orchestrator.remember(permit, &recalled, &memory).await {
                 self.report.orchestrator_failed(&error);
             }
             self.stage("remember", begun);
@@ -156,22 +174,28 @@ impl Pass<'_> {
         &mut self,
         orchestrator: &O,
         permit: Permit,
+        recalled: &mut Memory,
         memory: &mut Memory,
     ) -> Result<(), End> {
         let (desired, plan, prepared, observation) = self.look_and_plan(orchestrator, memory.clone()).await?;
+        recalled.connectors.extend(observation.remembered.clone());
+        let registration = memory.registration.take();
+        *memory = Memory { registration: registration.clone(), ..recalled.clone() };
         if let Some(cause) = self.stop.cause() {
             return Err(End::Stopped(cause));
         }
-        let recalled = memory.clone();
         *memory = plan.memory.clone();
         memory.adopted.clone_from(&observation.adopted);
         for handle in plan.steps().filter_map(|(_, step)| step.takes_away()) {
             memory.adopted.remove(&handle.0);
         }
-        memory.registration.clone_from(&recalled.registration);
+        memory.registration = registration;
         if plan.steps().any(|(_, step)| matches!(step, Step::Hold { .. })) {
             // Killed between the stop and the record, the next pass would start what is to be held.
-            orchestrator.remember(permit, memory).await?;
+            orchestrator.remember(permit, recalled, memory).await?;
+        }
+        if let Err(error) = orchestrator.mend(permit, &observation).await {
+            self.report.orchestrator_failed(&error);
         }
         let begun = Instant::now();
         let applier = Applier {
@@ -199,7 +223,7 @@ impl Pass<'_> {
         self.stage("apply", begun);
 
         let begun = Instant::now();
-        settle::take_back(&plan, &outcomes, &prepared.rejected, &recalled, memory, Timestamp::now());
+        settle::take_back(&plan, &outcomes, &prepared.rejected, recalled, memory, Timestamp::now());
         settle::look_again(orchestrator, &plan, &outcomes, concurrency, &mut afters).await;
         for (id, why) in &afters.lost {
             self.report.connector_fault(id, why.to_string(), why.cure());
@@ -207,7 +231,15 @@ impl Pass<'_> {
         let now = Timestamp::now();
         let mut assessments = plan.assessments.clone();
         settle::reassess(&afters, memory, &mut assessments, self.settings.policy.loop_rule, now);
-        self.report.plan(&plan, &prepared.rejected, Some(&outcomes), &assessments);
+        self.report.plan(
+            &plan,
+            Learned {
+                rejected: &prepared.rejected,
+                outcomes: Some(&outcomes),
+                assessments: &assessments,
+                troubles: &afters.troubles(),
+            },
+        );
         let rest = publish::jobs(&desired, &afters, &assessments, memory, now, |id| busy.contains(id));
         let (sent, more_failures) = publisher.publish(rest).await;
         failures.extend(more_failures);
@@ -223,19 +255,13 @@ impl Pass<'_> {
     }
 
     /// Reaches both sides at once. When neither can be, both are told.
-    async fn connect(&mut self, progress: Arc<Progress>) -> Result<(Docker, String), End> {
-        let settings = Arc::clone(&self.settings);
-        let docker = Docker::connect(
-            &settings.docker,
-            &settings.registry,
-            &settings.manager.id,
-            settings.policy.platform,
-            settings.limits.concurrency,
-            progress,
-        );
+    async fn connect<O: Orchestrator>(
+        &mut self,
+        connecting: impl Future<Output = Result<O, OrchestratorError>>,
+    ) -> Result<(O, String), End> {
         let version = self.ask("about", super::platform::Platform::version);
-        let (docker, version) = self.until_stopped(async { tokio::join!(docker, version) }).await?;
-        let version = match (version, &docker) {
+        let (orchestrator, version) = self.until_stopped(async { tokio::join!(connecting, version) }).await?;
+        let version = match (version, &orchestrator) {
             (Ok(version), _) => version,
             (Err(end), Err(error)) => {
                 self.report.orchestrator_failed(error);
@@ -243,19 +269,23 @@ impl Pass<'_> {
             }
             (Err(end), Ok(_)) => return Err(end),
         };
-        let docker = docker?;
+        let orchestrator = orchestrator?;
         self.report.platform(|platform| platform.version = Some(version.clone()));
-        self.report.orchestrator.description = Some(docker.description().to_owned());
-        Ok((docker, version))
+        self.report.orchestrator.description = Some(orchestrator.description().to_owned());
+        Ok((orchestrator, version))
     }
 
     async fn recall<O: Orchestrator>(&mut self, orchestrator: &O) -> Result<Recalled, End> {
         let recalled = self.until_stopped(orchestrator.recall()).await??;
-        for notice in &recalled.notices {
+        self.notice(&recalled.notices);
+        Ok(recalled)
+    }
+
+    fn notice(&mut self, notices: &[String]) {
+        for notice in notices {
             tracing::warn!("{notice}");
             self.report.notices.push(notice.clone());
         }
-        Ok(recalled)
     }
 
     /// The registration check: a heartbeat, and a registration when anything that it depends on has changed.
@@ -306,7 +336,7 @@ impl Pass<'_> {
     async fn look_and_plan<O: Orchestrator>(
         &mut self,
         orchestrator: &O,
-        memory: Memory,
+        mut memory: Memory,
     ) -> Result<(Arc<Desired>, Arc<Plan>, Prepared, Observation), End> {
         let begun = Instant::now();
         let listing = self.ask("connectorsForManagers", super::platform::Platform::pull).await?;
@@ -320,6 +350,8 @@ impl Pass<'_> {
         let begun = Instant::now();
         let observation = self.until_stopped(orchestrator.observe(&desired, &memory)).await??;
         self.report.orchestrator.workloads = Some(observation.observed.workloads.len());
+        self.notice(&observation.notices);
+        memory.connectors.extend(observation.remembered.clone());
         self.stage("observe", begun);
 
         let begun = Instant::now();
@@ -331,7 +363,9 @@ impl Pass<'_> {
         let prepared = self.prepare(&plan, &desired).await?;
         self.stage("prepare", begun);
         if self.access == Access::ReadOnly {
-            self.report.plan(&plan, &prepared.rejected, None, &plan.assessments);
+            let troubles = troubles(&plan, &observation);
+            let (rejected, assessments) = (&prepared.rejected, &plan.assessments);
+            self.report.plan(&plan, Learned { rejected, outcomes: None, assessments, troubles: &troubles });
         }
         Ok((desired, plan, prepared, observation))
     }
@@ -400,6 +434,14 @@ impl Pass<'_> {
             }
         }
     }
+}
+
+/// What is wrong with the workloads that stay.
+fn troubles(plan: &Plan, observation: &Observation) -> BTreeMap<ConnectorId, Vec<Trouble>> {
+    let workloads = observation.observed.workloads.iter();
+    let kept = workloads.filter(|workload| plan.kept.get(&workload.connector) == Some(&workload.handle));
+    let troubled = kept.filter(|workload| !workload.troubles.is_empty());
+    troubled.map(|workload| (workload.connector.clone(), workload.troubles.clone())).collect()
 }
 
 /// What of a registration differs from the last one.

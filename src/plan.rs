@@ -112,6 +112,21 @@ pub enum Step {
         /// Why.
         reason: RefreshReason,
     },
+    /// Take a workload away and make it anew, because it cannot be changed to what it should be.
+    Recreate {
+        /// The one that goes.
+        old: Handle,
+        /// Its name.
+        old_name: String,
+        /// The name of the new one.
+        name: String,
+        /// Whether the new one is started.
+        start: bool,
+        /// Why it should be another.
+        reason: RefreshReason,
+        /// Why it cannot be changed.
+        obstacle: Obstacle,
+    },
     /// Give a workload its right name; it goes on running.
     Rename {
         /// Which.
@@ -166,6 +181,16 @@ pub enum RefreshReason {
     Broken,
 }
 
+/// Why a workload cannot be changed where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Obstacle {
+    /// It selects its pods by labels that are not ours, and a selector can never change.
+    Selector,
+    /// It has another name, and a name can never change.
+    Name,
+}
+
 /// Why a workload is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -176,6 +201,8 @@ pub enum StartReason {
     Ended,
     /// It is paused.
     Paused,
+    /// It was scaled to several instances.
+    Multiplied,
 }
 
 /// Why a workload goes.
@@ -196,6 +223,8 @@ pub enum RemoveReason {
 pub enum Skip {
     /// It runs as wanted.
     Running,
+    /// It should run, and the orchestrator is about to run it, or tries to.
+    Pending,
     /// It exists and is stopped, as wanted.
     Stopped,
     /// It is not wanted and does not exist: it is deployed when first started.
@@ -264,6 +293,7 @@ impl Step {
         match self {
             Self::Deploy { .. } => "deploy",
             Self::Refresh { .. } => "refresh",
+            Self::Recreate { .. } => "recreate",
             Self::Rename { .. } => "rename",
             Self::Start { .. } => "start",
             Self::Stop { .. } => "stop",
@@ -278,6 +308,7 @@ impl Step {
         match self {
             Self::Deploy { .. } => None,
             Self::Refresh { old: handle, .. }
+            | Self::Recreate { old: handle, .. }
             | Self::Rename { handle, .. }
             | Self::Start { handle, .. }
             | Self::Stop { handle }
@@ -290,7 +321,9 @@ impl Step {
     #[must_use]
     pub fn takes_away(&self) -> Option<&Handle> {
         match self {
-            Self::Refresh { old: handle, .. } | Self::Remove { handle, .. } => Some(handle),
+            Self::Refresh { old: handle, .. } | Self::Recreate { old: handle, .. } | Self::Remove { handle, .. } => {
+                Some(handle)
+            }
             _ => None,
         }
     }
@@ -298,7 +331,7 @@ impl Step {
     /// Whether a container has to be made for it, and so its values have to be decrypted.
     #[must_use]
     pub fn makes_workload(&self) -> bool {
-        matches!(self, Self::Deploy { .. } | Self::Refresh { .. })
+        matches!(self, Self::Deploy { .. } | Self::Refresh { .. } | Self::Recreate { .. })
     }
 }
 

@@ -15,7 +15,7 @@ use crate::model::{Connector, ConnectorId, CurrentStatus, Handle, Memory, Platfo
 use crate::orchestrator::Orchestrator;
 use crate::plan::restart_window::Assessment;
 use crate::platform::{Health, Platform, PlatformError};
-use crate::render::VARIABLE_HASH;
+use crate::render::{VARIABLE_HASH, names_a_secret};
 use crate::secret::Secret;
 use crate::settle::{After, Afters};
 use crate::stop::Stop;
@@ -134,13 +134,8 @@ fn secrets(connector: Option<&Connector>, environment: &[(String, Secret)]) -> V
         })
     };
     let sensitive = |name: &str, value: &Secret| {
-        let upper = name.to_ascii_uppercase();
-        encrypted(name)
-            || ["TOKEN", "PASSWORD", "PASSWD", "SECRET", "API_KEY", "APIKEY", "CREDENTIAL"]
-                .iter()
-                .any(|w| upper.contains(w))
-            || upper.ends_with("_KEY")
-            || (upper.ends_with("_PROXY") && value.expose().contains('@'))
+        let proxy = name.to_ascii_uppercase().ends_with("_PROXY");
+        encrypted(name) || names_a_secret(name) || (proxy && value.expose().contains('@'))
     };
     let trivial =
         |value: &Secret| matches!(value.expose().to_ascii_lowercase().as_str(), "true" | "false" | "none" | "null");

@@ -1,6 +1,7 @@
 //! What a connector's workload is made of, whatever the orchestrator: labels, environment, image. Pure.
 
 pub mod docker;
+pub mod kubernetes;
 
 use std::collections::BTreeMap;
 
@@ -39,9 +40,20 @@ pub struct Spec {
     /// Ownership.
     pub labels: BTreeMap<String, String>,
     /// In order; names are unique.
-    pub environment: Vec<(String, Secret)>,
+    pub environment: Vec<EnvVar>,
     /// Certificates to put at [`CA_PATH`].
     pub ca: Option<String>,
+}
+
+/// One environment variable of a workload.
+#[derive(Debug, Clone)]
+pub struct EnvVar {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: Secret,
+    /// Whether it was encrypted, is named like a secret, or is a proxy's URL, which may hold a password.
+    pub sensitive: bool,
 }
 
 /// What every workload of a pass has in common.
@@ -68,6 +80,7 @@ pub fn spec(
     let mut environment = Environment::default();
     for variable in &connector.variables {
         let name = variable.name.clone();
+        let encrypted = matches!(variable.value, VariableValue::Encrypted(_));
         let value = match &variable.value {
             VariableValue::Clear(clear) => clear.clone(),
             VariableValue::Encrypted(envelope) => {
@@ -76,10 +89,11 @@ pub fn spec(
                 check_opened(&name, value)?
             }
         };
-        environment.set(&name, value);
+        let sensitive = encrypted || names_a_secret(&name);
+        environment.set(EnvVar { name, value, sensitive });
     }
-    environment.set(common.platform.url_variable(), Secret::new(common.url.to_owned()));
-    environment.set(VARIABLE_HASH, Secret::new(connector.hash.to_string()));
+    environment.set_plain(common.platform.url_variable(), Secret::new(common.url.to_owned()));
+    environment.set_plain(VARIABLE_HASH, Secret::new(connector.hash.to_string()));
     if let Some(proxy) = common.proxy {
         environment.set_proxy(proxy);
     }
@@ -117,14 +131,18 @@ fn labels(connector: &Connector, common: &Common<'_>) -> BTreeMap<String, String
 
 /// Variables in order; a later value of the same name takes the earlier one's place.
 #[derive(Default)]
-struct Environment(Vec<(String, Secret)>);
+struct Environment(Vec<EnvVar>);
 
 impl Environment {
-    fn set(&mut self, name: &str, value: Secret) {
-        match self.0.iter_mut().find(|(known, _)| known == name) {
-            Some((_, earlier)) => *earlier = value,
-            None => self.0.push((name.to_owned(), value)),
+    fn set(&mut self, variable: EnvVar) {
+        match self.0.iter_mut().find(|known| known.name == variable.name) {
+            Some(earlier) => *earlier = variable,
+            None => self.0.push(variable),
         }
+    }
+
+    fn set_plain(&mut self, name: &str, value: Secret) {
+        self.set(EnvVar { name: name.to_owned(), value, sensitive: false });
     }
 
     fn set_proxy(&mut self, proxy: &ConnectorProxy) {
@@ -132,18 +150,28 @@ impl Environment {
         let values = [("HTTP_PROXY", &proxy.http), ("HTTPS_PROXY", &proxy.https), ("NO_PROXY", &no_proxy)];
         for (name, value) in values {
             if let Some(value) = value {
-                self.set(name, value.clone());
+                let (name, value, sensitive) = (name.to_owned(), value.clone(), name != "NO_PROXY");
+                self.set(EnvVar { name, value, sensitive });
             }
         }
         if proxy.ca.is_some() {
             for name in CA_VARIABLES {
-                self.set(name, Secret::new(format!("/{CA_PATH}")));
+                self.set_plain(name, Secret::new(format!("/{CA_PATH}")));
             }
         }
         if !proxy.reject_unauthorized {
-            self.set("NODE_TLS_REJECT_UNAUTHORIZED", Secret::new("0".to_owned()));
+            self.set_plain("NODE_TLS_REJECT_UNAUTHORIZED", Secret::new("0".to_owned()));
         }
     }
+}
+
+/// Whether a variable of this name holds a secret even if the platform does not encrypt it: older ones send the token in
+/// clear (contracts 1.2).
+#[must_use]
+pub fn names_a_secret(name: &str) -> bool {
+    const WORDS: [&str; 7] = ["TOKEN", "PASSWORD", "PASSWD", "SECRET", "API_KEY", "APIKEY", "CREDENTIAL"];
+    let upper = name.to_ascii_uppercase();
+    WORDS.iter().any(|word| upper.contains(word)) || upper.ends_with("_KEY")
 }
 
 /// The image with the configured registry before it, unless it names one itself.

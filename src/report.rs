@@ -10,10 +10,10 @@ use serde::Serialize;
 use crate::apply::{Outcome, Outcomes};
 use crate::desired::Rejection;
 use crate::exit;
-use crate::model::{ConnectorId, PlatformKind};
+use crate::model::{ConnectorId, PlatformKind, Trouble};
 use crate::orchestrator::OrchestratorError;
 use crate::plan::restart_window::Assessment;
-use crate::plan::{Decision, Entry, Plan, PruneRefusal};
+use crate::plan::{Decision, Entry, Plan, PruneRefusal, Step};
 use crate::platform::PlatformError;
 use crate::publish::{Failure, Sent};
 use crate::stop::Cause;
@@ -116,6 +116,21 @@ pub struct Line {
     pub restarts: Option<u64>,
     /// Whether it is in a reboot loop.
     pub reboot_loop: bool,
+    /// What is wrong with its workload.
+    pub troubles: Vec<Trouble>,
+}
+
+/// What a pass learned after its plan was made.
+#[derive(Debug, Clone, Copy)]
+pub struct Learned<'a> {
+    /// Connectors whose values cannot be used.
+    pub rejected: &'a BTreeMap<ConnectorId, Rejection>,
+    /// What became of the steps. `None`: nothing was to be done.
+    pub outcomes: Option<&'a Outcomes>,
+    /// The judgement on each workload that is up.
+    pub assessments: &'a BTreeMap<ConnectorId, Assessment>,
+    /// What is wrong with the workloads.
+    pub troubles: &'a BTreeMap<ConnectorId, Vec<Trouble>>,
 }
 
 /// What became of a decision.
@@ -239,14 +254,9 @@ impl Report {
         self.errors.push(Fault { connector, error, cure: cure.to_owned() });
     }
 
-    /// Takes over the plan: what was decided, and what became of it. `None`: nothing was to be done.
-    pub fn plan(
-        &mut self,
-        plan: &Plan,
-        rejected: &BTreeMap<ConnectorId, Rejection>,
-        outcomes: Option<&Outcomes>,
-        assessments: &BTreeMap<ConnectorId, Assessment>,
-    ) {
+    /// Takes over the plan: what was decided, and what became of it.
+    pub fn plan(&mut self, plan: &Plan, learned: Learned<'_>) {
+        let Learned { rejected, outcomes, assessments, troubles } = learned;
         if let Some(refusal) = &plan.refusal {
             self.codes.push(exit::GUARD);
             self.prune_refused = Some(refusal.clone());
@@ -265,6 +275,9 @@ impl Report {
             if let Some(assessment) = assessments.get(&entry.connector) {
                 line.restarts = Some(assessment.total);
                 line.reboot_loop = assessment.looping;
+            }
+            if let Some(troubles) = troubles.get(&entry.connector) {
+                line.take_troubles(troubles);
             }
             self.count(&line);
             self.connectors.push(line);
@@ -300,6 +313,19 @@ impl Report {
     }
 }
 
+impl Line {
+    /// A connector that should run and cannot is a failed one. What a step did just now may yet come to run.
+    fn take_troubles(&mut self, troubles: &[Trouble]) {
+        if matches!(self.entry.decision, Decision::Step(Step::Remove { .. })) {
+            return;
+        }
+        self.troubles = troubles.to_vec();
+        if self.result == LineResult::Unchanged && troubles.iter().any(|trouble| trouble.kind.blocks()) {
+            self.result = LineResult::Failed;
+        }
+    }
+}
+
 /// `carried_out`: whether the plan was more than looked at. A step without an outcome was then left out.
 fn line(entry: &Entry, late: Option<&Rejection>, carried_out: bool, outcome: Option<&Outcome>) -> Line {
     let mut line = Line {
@@ -310,6 +336,7 @@ fn line(entry: &Entry, late: Option<&Rejection>, carried_out: bool, outcome: Opt
         took_ms: None,
         restarts: None,
         reboot_loop: false,
+        troubles: vec![],
     };
     if let Some(rejection) = late {
         line.entry.decision = Decision::Reject(rejection.clone());

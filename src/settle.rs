@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::apply::Outcomes;
 use crate::desired::{Desired, Rejection};
-use crate::model::{ConnectorId, CurrentStatus, Handle, Memory, Phase, RefusedStart, Vitals};
+use crate::model::{ConnectorId, CurrentStatus, Handle, Memory, Phase, RefusedStart, Trouble, Vitals};
 use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, StepError};
 use crate::plan::restart_window::{Assessment, LoopRule, Reading, observe};
 use crate::plan::{Decision, Plan, RefreshReason, Skip, Step};
@@ -28,6 +28,8 @@ pub struct After {
     pub environment: Vec<(String, Secret)>,
     /// Whether this pass did something to it.
     pub touched: bool,
+    /// What is wrong with it.
+    pub troubles: Vec<Trouble>,
 }
 
 /// Workloads after the steps. A connector that is nowhere here has none.
@@ -42,6 +44,13 @@ pub struct Afters {
 }
 
 impl Afters {
+    /// What is wrong with the workloads, by connector.
+    #[must_use]
+    pub fn troubles(&self) -> BTreeMap<ConnectorId, Vec<Trouble>> {
+        let troubled = self.states.iter().filter(|(_, after)| !after.troubles.is_empty());
+        troubled.map(|(id, after)| (id.clone(), after.troubles.clone())).collect()
+    }
+
     /// Whether nothing can be said of this connector.
     #[must_use]
     pub fn is_unknown(&self, id: &ConnectorId) -> bool {
@@ -64,7 +73,8 @@ pub async fn observed<O: Orchestrator>(
         if plan.kept.get(&workload.connector) == Some(&workload.handle) {
             let environment = environments.remove(&workload.handle).unwrap_or_default();
             let (handle, phase, created, vitals) = (workload.handle, workload.phase, workload.created, workload.vitals);
-            let after = After { handle, phase, created, vitals, environment, touched: false };
+            let troubles = workload.troubles;
+            let after = After { handle, phase, created, vitals, environment, touched: false, troubles };
             afters.states.insert(workload.connector, after);
         }
     }
@@ -110,7 +120,8 @@ async fn look<O: Orchestrator>(
             }
             Ok(Some(look)) => {
                 let (phase, created, vitals) = (look.phase, look.created, Some(look.vitals));
-                let after = After { handle, phase, created, vitals, environment: look.environment, touched };
+                let (environment, troubles) = (look.environment, look.troubles);
+                let after = After { handle, phase, created, vitals, environment, touched, troubles };
                 afters.states.insert(id, after);
             }
             Err(error) => {
@@ -174,7 +185,9 @@ pub fn reassess(
     for (id, after) in &afters.states {
         let (true, Some(vitals)) = (after.touched, &after.vitals) else { continue };
         let known = memory.connectors.get(id).and_then(|connector| connector.window.clone());
-        let reading = Reading { counter: vitals.restarts, generation: &after.handle.0, created: after.created };
+        let generation = vitals.generation.as_deref().unwrap_or(&after.handle.0);
+        let backing_off = vitals.backing_off;
+        let reading = Reading { counter: vitals.restarts, generation, created: after.created, backing_off };
         let (window, assessment) = observe(known.as_ref(), reading, 0, rule, now);
         assessments.insert(id.clone(), assessment);
         if window != known {

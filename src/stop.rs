@@ -16,6 +16,8 @@ pub enum Cause {
     Interrupt,
     /// SIGTERM.
     Terminate,
+    /// Another pass took the lock over.
+    LockLost,
 }
 
 impl Cause {
@@ -26,6 +28,7 @@ impl Cause {
             Self::Deadline => "the pass deadline is over (MANAGER__PASS_DEADLINE)",
             Self::Interrupt => "SIGINT was received",
             Self::Terminate => "SIGTERM was received",
+            Self::LockLost => "another pass took over the lock, which this one could not renew in time",
         }
     }
 
@@ -36,6 +39,7 @@ impl Cause {
             Self::Deadline => exit::CONNECTOR_FAILED,
             Self::Interrupt => exit::INTERRUPTED,
             Self::Terminate => exit::TERMINATED,
+            Self::LockLost => exit::LOCKED,
         }
     }
 }

@@ -59,6 +59,30 @@ pub enum PullPolicy {
     Never,
 }
 
+impl PullPolicy {
+    pub(super) fn read(variable: &str, text: Option<&str>, funnel: &mut Funnel) -> Option<Self> {
+        match text?.trim().to_ascii_lowercase().as_str() {
+            "always" => Some(Self::Always),
+            "ifnotpresent" => Some(Self::IfNotPresent),
+            "never" => Some(Self::Never),
+            other => {
+                funnel.problem(variable, format!("{other:?} is no policy"), "use Always, IfNotPresent or Never");
+                None
+            }
+        }
+    }
+
+    /// Kubernetes' word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
+        }
+    }
+}
+
 /// What the engine does when a container ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestartPolicy {
@@ -114,7 +138,8 @@ const PREFIX: &str = "OPENCTI__DAEMON__DOCKER__";
 
 pub(super) fn settle(raw: &Raw, funnel: &mut Funnel) -> Option<DockerSettings> {
     let endpoint = endpoint(raw, funnel);
-    let pull_policy = pull_policy(raw, funnel);
+    let policy = raw.opencti__daemon__docker__image_pull_policy.as_deref();
+    let pull_policy = PullPolicy::read(&format!("{PREFIX}IMAGE_PULL_POLICY"), policy, funnel);
     let container = container(raw, funnel);
     Some(DockerSettings { endpoint: endpoint?, pull_policy, container })
 }
@@ -146,19 +171,6 @@ fn endpoint(raw: &Raw, funnel: &mut Funnel) -> Option<Endpoint> {
         }
     }
     Some(Endpoint::Tcp(address.to_owned(), Some(files)))
-}
-
-fn pull_policy(raw: &Raw, funnel: &mut Funnel) -> Option<PullPolicy> {
-    match raw.opencti__daemon__docker__image_pull_policy.as_deref()?.trim().to_ascii_lowercase().as_str() {
-        "always" => Some(PullPolicy::Always),
-        "ifnotpresent" => Some(PullPolicy::IfNotPresent),
-        "never" => Some(PullPolicy::Never),
-        other => {
-            let variable = format!("{PREFIX}IMAGE_PULL_POLICY");
-            funnel.problem(&variable, format!("{other:?} is no policy"), "use Always, IfNotPresent or Never");
-            None
-        }
-    }
 }
 
 fn container(raw: &Raw, funnel: &mut Funnel) -> ContainerDefaults {

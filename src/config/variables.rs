@@ -112,7 +112,7 @@ variables! {
     opencti__no_proxy: Plain, "Hosts that are reached directly, comma-separated: names, which stand for what is below them as well, and addresses, no networks or ports. Default: `NO_PROXY` of the process.";
     opencti__https_proxy_ca: Plain, "CA of the proxy: paths or PEM texts, comma-separated or a JSON list. Copied into each connector's container, and trusted for the platform beside the public CAs or `OPENCTI__CA`.";
     opencti__https_proxy_reject_unauthorized: Plain = "true", "`false` gives the connectors `NODE_TLS_REJECT_UNAUTHORIZED=0`; Python connectors ignore it.";
-    opencti__daemon__selector: Plain = "kubernetes", "Where connectors run. This version supports `docker`.";
+    opencti__daemon__selector: Plain = "kubernetes", "Where connectors run. This version supports `kubernetes` and `docker`.";
     opencti__daemon__registry__server: Plain, "Registry that is put before the images that name none.";
     opencti__daemon__registry__username: Plain, "User of that registry; without a server, of Docker Hub.";
     opencti__daemon__registry__password: Secret, "Password of that user.";
@@ -137,6 +137,17 @@ variables! {
     opencti__daemon__docker__shm_size: Plain, "Size of `/dev/shm`: bytes, or with `k`, `m`, `g`.";
     opencti__daemon__docker__sysctls: Plain, "Map `name=value`, comma-separated or a JSON object.";
     opencti__daemon__docker__ulimits: Plain, "List of `name=soft:hard`, comma-separated, or a JSON list of `{name, soft, hard}`.";
+    opencti__daemon__kubernetes__namespace: Plain, "Namespace of the connectors. Default: that of the pod this runs in, or of the kubeconfig's context.";
+    opencti__daemon__kubernetes__context: Plain, "Context of the kubeconfig. Default: its current one.";
+    opencti__daemon__kubernetes__image_pull_policy: Plain, "`Always`, `IfNotPresent` or `Never`. Default: the base deployment's, else `IfNotPresent`.";
+    opencti__daemon__kubernetes__image_pull_secrets: Plain, "List of existing pull secrets in that namespace. With `OPENCTI__DAEMON__REGISTRY__USERNAME` one is made besides.";
+    opencti__daemon__kubernetes__image_resources: Plain, "Resources of every connector, JSON as in a pod: `{\"limits\":{\"memory\":\"1Gi\"}}`. Wins over the base deployment's.";
+    opencti__daemon__kubernetes__base_deployment: Plain, "A Deployment that is merged under each of ours, JSON; in a `--config` file a mapping. A container without a name, or named `connector`, gives what every connector's container gets; others are added beside it.";
+    opencti__daemon__kubernetes__base_deployment_json: Plain, "The same; wins over it.";
+    kubeconfig: Plain, "Kubeconfig files, separated by colons. Default: the service account of the pod this runs in, else `~/.kube/config`.";
+    kubernetes_service_host: Plain, "Set by Kubernetes in every pod: the API server.";
+    kubernetes_service_port: Plain, "Set by Kubernetes in every pod: its port.";
+    home: Plain, "Where `.kube/config` is looked for.";
     docker_host: Plain = "unix:///var/run/docker.sock", "Docker engine: `unix://PATH`, `tcp://HOST:PORT` or `http://HOST:PORT`.";
     docker_tls_verify: Plain, "Any value: use TLS with the certificates of `DOCKER_CERT_PATH`.";
     docker_cert_path: Plain, "Folder with `ca.pem`, `cert.pem` and `key.pem`.";
@@ -148,8 +159,7 @@ variables! {
 }
 
 /// Prefixes of the daemon's keys for platforms and orchestrators that this pass does not use.
-pub const OTHER_PREFIXES: &[&str] =
-    &["OPENAEV__", "OPENCTI__DAEMON__KUBERNETES__", "OPENCTI__DAEMON__PORTAINER__", "OPENCTI__DAEMON__SWARM__"];
+pub const OTHER_PREFIXES: &[&str] = &["OPENAEV__", "OPENCTI__DAEMON__PORTAINER__", "OPENCTI__DAEMON__SWARM__"];
 
 /// The declared variable of this name.
 #[must_use]

@@ -18,11 +18,13 @@ use bollard::{API_DEFAULT_VERSION, ClientVersion, Docker as Engine};
 use futures_util::StreamExt;
 
 use crate::access::Permit;
-use crate::config::{DockerSettings, Endpoint, Registry};
+use crate::config::{DockerSettings, Endpoint, Settings};
 use crate::desired::Desired;
 use crate::log_lines::{Assembler, Stream};
 use crate::model::{Handle, ManagerId, Memory, Phase, PlatformKind};
-use crate::orchestrator::{Holder, Look, Observation, Orchestrator, OrchestratorError, Recalled, StepError};
+use crate::orchestrator::{
+    Holder, Look, Observation, Orchestrator, OrchestratorError, Permission, Recalled, StepError,
+};
 use crate::plan::{StartReason, Step};
 use crate::progress::Progress;
 use crate::render::Spec;
@@ -34,6 +36,10 @@ use images::Images;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait for the engine to begin an answer, in seconds: stopping a container can take its whole grace period.
 const ENGINE_TIMEOUT_S: u64 = 180;
+/// What to do about an engine that cannot be reached.
+const UNREACHABLE: &str = "see that the engine runs, that DOCKER_HOST names it, that DOCKER_TLS_VERIFY is set if it wants TLS, and that this user may use its socket";
+/// What to do about one that fails.
+const FAILED: &str = "look into the engine's log at this time; the next pass tries again";
 /// Times that a renaming which the engine failed at is tried again.
 const RENAME_TRIES: usize = 2;
 /// Versions of the API to try, in order. 1.41 has all that is used here; engines from 29 on refuse what is older than 1.44,
@@ -59,23 +65,20 @@ pub struct Docker {
 impl Docker {
     /// Reaches the engine, and agrees with it on a version of the API.
     pub async fn connect(
-        settings: &DockerSettings,
-        registry: &Registry,
-        manager: &ManagerId,
-        platform: PlatformKind,
-        concurrency: usize,
+        docker: &DockerSettings,
+        settings: &Settings,
         progress: Arc<Progress>,
     ) -> Result<Self, OrchestratorError> {
-        let endpoint = settings.endpoint.clone();
+        let endpoint = docker.endpoint.clone();
         let (engine, description) = negotiate(&endpoint).await?;
         Ok(Self {
             engine,
             description,
-            manager: manager.clone(),
-            platform,
-            settings: settings.clone(),
-            images: Images::new(registry, settings.pull_policy, progress),
-            concurrency,
+            manager: settings.manager.id.clone(),
+            platform: settings.policy.platform,
+            settings: docker.clone(),
+            images: Images::new(&settings.registry, docker.pull_policy, progress),
+            concurrency: settings.limits.concurrency,
             endpoint,
         })
     }
@@ -84,9 +87,9 @@ impl Docker {
         let (what, place) = (what.into(), self.place());
         move |error| {
             if is_transport(&error) {
-                OrchestratorError::Unreachable { place, why: format!("{what}: {}", words(&error)) }
+                OrchestratorError::Unreachable { place, why: format!("{what}: {}", words(&error)), cure: UNREACHABLE }
             } else {
-                OrchestratorError::Refused { what, place, why: words(&error) }
+                OrchestratorError::Refused { what, place, why: words(&error), cure: FAILED }
             }
         }
     }
@@ -132,7 +135,7 @@ impl Docker {
     async fn begin(&self, handle: &Handle, reason: StartReason) -> Result<(), StepError> {
         match reason {
             StartReason::Paused => self.engine.unpause_container(&handle.0).await.map_err(part("cannot be unpaused")),
-            StartReason::Requested | StartReason::Ended => {
+            StartReason::Requested | StartReason::Ended | StartReason::Multiplied => {
                 self.start(&handle.0).await.map_err(part("cannot be started"))
             }
         }
@@ -141,15 +144,18 @@ impl Docker {
 
 /// The first version of the API that the engine accepts.
 async fn negotiate(endpoint: &Endpoint) -> Result<(Engine, String), OrchestratorError> {
-    let unreachable =
-        |error: &EngineError| OrchestratorError::Unreachable { place: place(endpoint), why: words(error) };
+    let unreachable = |error: &EngineError| OrchestratorError::Unreachable {
+        place: place(endpoint),
+        why: words(error),
+        cure: UNREACHABLE,
+    };
     let mut refusal = String::new();
     for version in API_VERSIONS {
         let engine = client(endpoint, version).map_err(|error| unreachable(&error))?;
         let answer = tokio::time::timeout(CONNECT_TIMEOUT, engine.version()).await;
         let Ok(answer) = answer else {
             let why = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
-            return Err(OrchestratorError::Unreachable { place: place(endpoint), why });
+            return Err(OrchestratorError::Unreachable { place: place(endpoint), why, cure: UNREACHABLE });
         };
         match answer {
             Ok(found) => {
@@ -268,6 +274,8 @@ impl Orchestrator for Docker {
                 let old = replace::Old { handle: old, name: old_name, up: *old_up };
                 self.refresh(spec()?, &old, name, *start, stop).await.map(Some)
             }
+            // Containers are replaced: nothing stands in the way of a refresh.
+            Step::Recreate { .. } => Err(StepError::Internal("a container need not be recreated".to_owned())),
             Step::Rename { handle, to, .. } => {
                 self.rename(&handle.0, to).await.map_err(part("cannot be renamed"))?;
                 Ok(Some(handle.clone()))
@@ -309,8 +317,17 @@ impl Orchestrator for Docker {
         Ok(lines.finish(secrets))
     }
 
-    async fn remember(&self, _: Permit, memory: &Memory) -> Result<(), OrchestratorError> {
+    async fn remember(&self, _: Permit, _: &Memory, memory: &Memory) -> Result<(), OrchestratorError> {
         self.write_record(memory).await
+    }
+
+    async fn mend(&self, _: Permit, _: &Observation) -> Result<(), OrchestratorError> {
+        Ok(())
+    }
+
+    /// Who may use the engine's socket may do everything.
+    async fn permissions(&self) -> Result<Vec<Permission>, OrchestratorError> {
+        Ok(vec![])
     }
 }
 

@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use crate::desired::{Rejected, Rejection};
-use crate::model::{Connector, ConnectorId, ConnectorMemory, CurrentStatus, Memory, Phase, Requested, Workload};
+use crate::model::{
+    Change, Connector, ConnectorId, ConnectorMemory, CurrentStatus, Memory, Phase, Requested, Workload,
+};
 use crate::plan::names::Names;
 use crate::plan::restart_window::{self, Assessment, Reading};
-use crate::plan::{Decision, Entry, LoopAction, Policy, PruneRefusal, RefreshReason, Skip, StartReason, Step};
+use crate::plan::{
+    Decision, Entry, LoopAction, Obstacle, Policy, PruneRefusal, RefreshReason, Skip, StartReason, Step,
+};
 
 /// Decisions so far, and what they leave to remember.
 pub(super) struct Decided<'a> {
@@ -46,10 +50,10 @@ impl<'a> Decided<'a> {
         let assessment = self.remember(&connector.id, Some(workload), u64::from(ended));
         self.keep_or_release(connector, workload, held);
         if let Some(reason) = refresh_reason {
-            let refresh = refresh(connector, workload, landing, reason, held);
-            return self.push(&connector.id, &connector.title, Decision::Step(refresh));
+            let step = replace(connector, workload, landing, reason, held);
+            return self.push(&connector.id, &connector.title, Decision::Step(step));
         }
-        if workload.name != landing {
+        if workload.name != landing && workload.change == Change::Replaced {
             let rename =
                 Step::Rename { handle: workload.handle.clone(), from: workload.name.clone(), to: landing.clone() };
             self.push(&connector.id, &connector.title, Decision::Step(rename));
@@ -151,7 +155,10 @@ impl<'a> Decided<'a> {
                 // The engine's counter of a workload that is down has nothing new to tell.
                 (None, _) => known.filter(|w| w.generation == workload.handle.0).map_or(0, |w| w.counter),
             };
-            Some(Reading { counter, generation: &workload.handle.0, created: workload.created })
+            let vitals = workload.vitals.as_ref();
+            let generation = vitals.and_then(|vitals| vitals.generation.as_deref()).unwrap_or(&workload.handle.0);
+            let backing_off = vitals.is_some_and(|vitals| vitals.backing_off);
+            Some(Reading { counter, generation, created: workload.created, backing_off })
         });
         let (window, assessment) = match reading {
             Some(reading) => {
@@ -182,11 +189,15 @@ impl<'a> Decided<'a> {
             return Decision::Step(Step::Hold { handle: workload.handle.clone(), restarts: assessment.total });
         }
         let reason = match workload.phase {
-            Phase::Running | Phase::Restarting if landing != connector.name.as_str() => {
+            Phase::Running | Phase::Restarting
+                if landing != connector.name.as_str() && workload.change == Change::Replaced =>
+            {
                 return Decision::Skip(Skip::NameBusy { name: connector.name.as_str().to_owned() });
             }
             Phase::Running | Phase::Restarting => return Decision::Skip(Skip::Running),
+            Phase::Pending => return Decision::Skip(Skip::Pending),
             Phase::Paused => StartReason::Paused,
+            Phase::Multiplied => StartReason::Multiplied,
             _ if has_ended(connector, workload) => StartReason::Ended,
             _ => StartReason::Requested,
         };
@@ -212,8 +223,8 @@ fn stop(workload: &Workload) -> Decision {
 /// Whether there is something to stop.
 fn must_stop(workload: &Workload) -> bool {
     match workload.phase {
-        Phase::Running | Phase::Restarting | Phase::Paused => true,
-        Phase::Created | Phase::Exited | Phase::Broken => false,
+        Phase::Running | Phase::Restarting | Phase::Multiplied | Phase::Pending | Phase::Paused => true,
+        Phase::Created | Phase::Exited | Phase::Stopped | Phase::Broken => false,
     }
 }
 
@@ -231,13 +242,19 @@ fn refresh_reason(connector: &Connector, workload: &Workload) -> Option<RefreshR
     (workload.phase == Phase::Broken).then_some(RefreshReason::Broken)
 }
 
-fn refresh(connector: &Connector, workload: &Workload, name: String, reason: RefreshReason, held: bool) -> Step {
-    Step::Refresh {
-        old: workload.handle.clone(),
-        old_name: workload.name.clone(),
-        old_up: workload.phase.is_up() || has_ended(connector, workload),
-        name,
-        start: connector.requested == Requested::Run && !held,
-        reason,
+fn replace(connector: &Connector, workload: &Workload, name: String, reason: RefreshReason, held: bool) -> Step {
+    let (old, old_name) = (workload.handle.clone(), workload.name.clone());
+    let start = connector.requested == Requested::Run && !held;
+    let obstacle = match workload.change {
+        Change::Recreated => Some(Obstacle::Selector),
+        Change::InPlace if workload.name != name => Some(Obstacle::Name),
+        Change::InPlace | Change::Replaced => None,
+    };
+    match obstacle {
+        Some(obstacle) => Step::Recreate { old, old_name, name, start, reason, obstacle },
+        None => {
+            let old_up = workload.phase.is_up() || has_ended(connector, workload);
+            Step::Refresh { old, old_name, old_up, name, start, reason }
+        }
     }
 }

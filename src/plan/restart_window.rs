@@ -30,6 +30,8 @@ pub struct Reading<'a> {
     pub generation: &'a str,
     /// When the workload was made: the start of a history without samples.
     pub created: Timestamp,
+    /// Whether the engine itself takes it for a reboot loop.
+    pub backing_off: bool,
 }
 
 /// Restarts of one workload over its life, across replacement of its container.
@@ -81,7 +83,8 @@ pub fn observe(
     let base = base(samples, reading.created, rule, now_s);
     let elapsed = now_s.saturating_sub(base.0).max(rule.window_s).max(1);
     let recent = u128::from(total.saturating_sub(base.1)) * u128::from(rule.window_s.unsigned_abs());
-    let looping = recent > u128::from(rule.limit) * u128::from(elapsed.unsigned_abs());
+    let engine_says_so = reading.backing_off && reading.counter > rule.limit;
+    let looping = engine_says_so || recent > u128::from(rule.limit) * u128::from(elapsed.unsigned_abs());
     let assessment = Assessment { total, looping };
 
     let reset = known.is_some_and(|w| w.generation == reading.generation && reading.counter < w.counter);

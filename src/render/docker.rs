@@ -8,7 +8,7 @@ use crate::render::Spec;
 /// The body that creates the container.
 #[must_use]
 pub fn container(spec: &Spec, defaults: &ContainerDefaults) -> ContainerCreateBody {
-    let environment = spec.environment.iter().map(|(name, value)| format!("{name}={}", value.expose()));
+    let environment = spec.environment.iter().map(|variable| format!("{}={}", variable.name, variable.value.expose()));
     ContainerCreateBody {
         image: Some(spec.image.clone()),
         env: Some(environment.collect()),

@@ -1,7 +1,8 @@
 //! The report for people: what changed or is wrong, then one line that sums up.
 
 use super::{Line, LineResult, Report};
-use crate::plan::{Decision, RefreshReason, RemoveReason, Skip, StartReason, Step};
+use crate::model::Trouble;
+use crate::plan::{Decision, Obstacle, RefreshReason, RemoveReason, Skip, StartReason, Step};
 
 /// Widest column before the last.
 const WIDTH_MAX: usize = 40;
@@ -37,7 +38,7 @@ pub(crate) fn printable(text: &str) -> String {
 
 fn is_shown(line: &Line) -> bool {
     let quiet = matches!(line.entry.decision, Decision::Skip(Skip::Running | Skip::Stopped | Skip::NotStarted));
-    !quiet || line.reboot_loop
+    !quiet || line.reboot_loop || !line.troubles.is_empty()
 }
 
 fn row(line: &Line) -> [String; 4] {
@@ -51,6 +52,9 @@ fn row(line: &Line) -> [String; 4] {
     detail.extend(line.cure.as_ref().map(|cure| format!("-> {cure}")));
     if line.reboot_loop {
         detail.push(format!("REBOOT LOOP: {} restarts so far", line.restarts.unwrap_or_default()));
+    }
+    for Trouble { kind, detail: words } in &line.troubles {
+        detail.push(format!("{} ({words}) -> {}", kind.what(), kind.cure()));
     }
     detail.retain(|part| !part.is_empty());
     let action = match &line.entry.decision {
@@ -72,13 +76,19 @@ fn row(line: &Line) -> [String; 4] {
 fn step_detail(step: &Step) -> String {
     match step {
         Step::Deploy { name } => format!("as {name}"),
-        Step::Refresh { reason: RefreshReason::HashChanged { from, to }, .. } => {
-            format!("{} -> {to}", from.as_ref().map_or("no hash", |hash| hash.as_str()))
+        Step::Refresh { reason, .. } => refresh_reason(reason),
+        Step::Recreate { reason, obstacle: Obstacle::Selector, .. } => {
+            format!("{}; removed and made anew: its selector is not ours and can never change", refresh_reason(reason))
         }
-        Step::Refresh { reason: RefreshReason::Broken, .. } => "the engine cannot run it any more".to_owned(),
+        Step::Recreate { reason, old_name, name, obstacle: Obstacle::Name, .. } => {
+            format!("{}; {old_name} removed and made anew as {name}: a name can never change", refresh_reason(reason))
+        }
         Step::Rename { from, to, .. } => format!("{from} -> {to}"),
         Step::Start { reason: StartReason::Ended, .. } => "it ended by itself".to_owned(),
         Step::Start { reason: StartReason::Paused, .. } => "it was paused".to_owned(),
+        Step::Start { reason: StartReason::Multiplied, .. } => {
+            "it was scaled to several instances; only one may run".to_owned()
+        }
         Step::Start { reason: StartReason::Requested, .. } | Step::Stop { .. } => "requested".to_owned(),
         Step::Remove { name, reason, .. } => match reason {
             RemoveReason::NotListed => "not on the platform any more".to_owned(),
@@ -91,9 +101,19 @@ fn step_detail(step: &Step) -> String {
     }
 }
 
+fn refresh_reason(reason: &RefreshReason) -> String {
+    match reason {
+        RefreshReason::HashChanged { from, to } => {
+            format!("{} -> {to}", from.as_ref().map_or("no hash", |hash| hash.as_str()))
+        }
+        RefreshReason::Broken => "it cannot be run any more as it is".to_owned(),
+    }
+}
+
 fn skip_detail(skip: &Skip) -> String {
     match skip {
         Skip::Running => "running".to_owned(),
+        Skip::Pending => "told to run, and not running yet".to_owned(),
         Skip::Stopped => "stopped, as requested".to_owned(),
         Skip::NotStarted => "not started yet".to_owned(),
         Skip::Held => {

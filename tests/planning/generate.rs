@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestCaseResult, TestRng, TestRunner};
 use xtm_reconcile::desired::{Listing, WireConnector};
 use xtm_reconcile::model::{
-    ConfigHash, ConnectorId, ConnectorMemory, Handle, Memory, Observed, Phase, PlatformKind, Vitals, Workload,
+    Change, ConfigHash, ConnectorId, ConnectorMemory, Handle, Memory, Observed, Phase, PlatformKind, Vitals, Workload,
     WorkloadName,
 };
 use xtm_reconcile::plan::restart_window::{LoopRule, RestartWindow, Sample};
@@ -144,14 +144,44 @@ fn workload() -> impl Strategy<Value = Workload> {
                 hash,
                 phase,
                 created: Timestamp::from_second(now().as_second() - age).unwrap(),
-                vitals: phase.is_up().then_some(Vitals { restarts, started_at: None }),
+                vitals: phase.is_up().then_some(Vitals { restarts, started_at: None, ..Vitals::default() }),
+                change: Change::Replaced,
+                troubles: vec![],
             }
         },
     )
 }
 
-/// Names are unique, as an engine makes them.
+/// The same workload as a Deployment.
+fn as_deployment(mut workload: Workload, recreated: bool) -> Workload {
+    workload.phase = match workload.phase {
+        Phase::Exited | Phase::Created => Phase::Stopped,
+        Phase::Paused => Phase::Pending,
+        Phase::Restarting if recreated => Phase::Multiplied,
+        other => other,
+    };
+    let restarts = workload.vitals.as_ref().map_or(0, |vitals| vitals.restarts);
+    let backing_off = workload.phase == Phase::Restarting;
+    let generation = Some(format!("pod-of-{}", workload.name));
+    workload.vitals =
+        workload.phase.is_up().then_some(Vitals { restarts, generation, backing_off, ..Vitals::default() });
+    workload.change = if recreated { Change::Recreated } else { Change::InPlace };
+    workload
+}
+
+/// Containers, or Deployments. Names are unique, as an engine makes them.
 fn observed() -> impl Strategy<Value = Observed> {
+    let recreated = prop::collection::vec(prop::bool::weighted(0.2), 9);
+    (containers(), any::<bool>(), recreated).prop_map(|(mut observed, deployments, recreated)| {
+        if deployments {
+            let workloads = std::mem::take(&mut observed.workloads).into_iter().zip(recreated);
+            observed.workloads = workloads.map(|(workload, recreated)| as_deployment(workload, recreated)).collect();
+        }
+        observed
+    })
+}
+
+fn containers() -> impl Strategy<Value = Observed> {
     let foreign = prop::collection::vec(prop::sample::select(&["beta", "gamma", "delta", "elsewhere"][..]), 0..2);
     let failed = prop::collection::btree_map(id(), Just("timeout"), 0..2);
     let failed = prop_oneof![5 => Just(BTreeMap::new()), 1 => failed];

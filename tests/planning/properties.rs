@@ -14,7 +14,7 @@ const CASES: u32 = 2048;
 fn handle(step: &Step) -> Option<&Handle> {
     match step {
         Step::Deploy { .. } => None,
-        Step::Refresh { old, .. } => Some(old),
+        Step::Refresh { old, .. } | Step::Recreate { old, .. } => Some(old),
         Step::Rename { handle, .. }
         | Step::Start { handle, .. }
         | Step::Stop { handle }
@@ -77,7 +77,7 @@ fn steps_touch_only_workloads_of_their_own_connector_that_exist() {
             let Some(handle) = handle(step) else { continue };
             let workload = workload(&case, handle);
             prop_assert_eq!(workload.map(|workload| &workload.connector), Some(&entry.connector));
-            if matches!(step, Step::Remove { .. } | Step::Refresh { .. }) {
+            if matches!(step, Step::Remove { .. } | Step::Refresh { .. } | Step::Recreate { .. }) {
                 prop_assert!(removed.insert(handle.clone()), "{handle} goes twice");
             }
         }

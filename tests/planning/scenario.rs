@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use xtm_reconcile::desired::{self, Desired, Listing, WireConnector, WireVariable};
 use xtm_reconcile::model::{
-    ConfigHash, ConnectorId, ConnectorMemory, Handle, Memory, Observed, Phase, PlatformKind, Vitals, Workload,
+    Change, ConfigHash, ConnectorId, ConnectorMemory, Handle, Memory, Observed, Phase, PlatformKind, Vitals, Workload,
 };
 use xtm_reconcile::plan::restart_window::LoopRule;
 use xtm_reconcile::plan::{Decision, LoopAction, Plan, Policy, PrunePolicy, plan};
@@ -116,6 +116,20 @@ struct WorkloadInput {
     created: Timestamp,
     #[serde(default)]
     restarts: u64,
+    /// The engine itself takes it for a loop.
+    #[serde(default)]
+    backing_off: bool,
+    #[serde(default)]
+    change: ChangeInput,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum ChangeInput {
+    #[default]
+    Replaced,
+    InPlace,
+    Recreated,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -123,9 +137,12 @@ struct WorkloadInput {
 enum PhaseInput {
     Created,
     Exited,
+    Stopped,
     Paused,
+    Pending,
     Restarting,
     Running,
+    Multiplied,
     Broken,
 }
 
@@ -238,7 +255,10 @@ impl WorkloadInput {
         let phase = match self.phase {
             PhaseInput::Created => Phase::Created,
             PhaseInput::Exited => Phase::Exited,
+            PhaseInput::Stopped => Phase::Stopped,
             PhaseInput::Paused => Phase::Paused,
+            PhaseInput::Pending => Phase::Pending,
+            PhaseInput::Multiplied => Phase::Multiplied,
             PhaseInput::Restarting => Phase::Restarting,
             PhaseInput::Running => Phase::Running,
             PhaseInput::Broken => Phase::Broken,
@@ -251,7 +271,17 @@ impl WorkloadInput {
             hash: self.hash.as_deref().map(|hash| ConfigHash::new(hash).unwrap()),
             phase,
             created: self.created,
-            vitals: phase.is_up().then_some(Vitals { restarts: self.restarts, started_at: None }),
+            vitals: phase.is_up().then_some(Vitals {
+                restarts: self.restarts,
+                backing_off: self.backing_off,
+                ..Vitals::default()
+            }),
+            change: match self.change {
+                ChangeInput::Replaced => Change::Replaced,
+                ChangeInput::InPlace => Change::InPlace,
+                ChangeInput::Recreated => Change::Recreated,
+            },
+            troubles: vec![],
         }
     }
 }

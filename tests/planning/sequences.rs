@@ -2,7 +2,9 @@
 
 use jiff::Timestamp;
 use xtm_reconcile::desired::{self, Desired, Listing, WireConnector};
-use xtm_reconcile::model::{ConfigHash, ConnectorId, Handle, Memory, Observed, Phase, PlatformKind, Vitals, Workload};
+use xtm_reconcile::model::{
+    Change, ConfigHash, ConnectorId, Handle, Memory, Observed, Phase, PlatformKind, Vitals, Workload,
+};
 use xtm_reconcile::plan::restart_window::LoopRule;
 use xtm_reconcile::plan::{Decision, LoopAction, Plan, Policy, PrunePolicy, Skip, Step, plan};
 
@@ -38,7 +40,9 @@ fn workload(handle: &str, name: &str, hash: &str, phase: Phase) -> Workload {
         hash: Some(ConfigHash::new(hash).unwrap()),
         phase,
         created: later(now(), -100_000),
-        vitals: phase.is_up().then_some(Vitals { restarts: 0, started_at: None }),
+        vitals: phase.is_up().then_some(Vitals { restarts: 0, started_at: None, ..Vitals::default() }),
+        change: Change::Replaced,
+        troubles: vec![],
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
 use xtm_reconcile::desired::Desired;
-use xtm_reconcile::model::{Connector, ConnectorId, Handle, Observed, Phase, PlatformKind, Vitals, Workload};
+use xtm_reconcile::model::{Change, Connector, ConnectorId, Handle, Observed, Phase, PlatformKind, Vitals, Workload};
 use xtm_reconcile::plan::{Plan, Step};
 
 use crate::scenario::turn;
@@ -16,6 +16,8 @@ pub struct World {
     pub observed: Observed,
     made: usize,
     removed: BTreeSet<Handle>,
+    /// What a new workload becomes: a container is replaced, a Deployment changed in place.
+    change: Change,
 }
 
 /// What went wrong when a plan was carried out.
@@ -23,7 +25,9 @@ pub type Refused = String;
 
 impl World {
     pub fn new(observed: Observed) -> Self {
-        Self { observed, made: 0, removed: BTreeSet::new() }
+        let deployments = observed.workloads.iter().any(|workload| workload.change != Change::Replaced);
+        let change = if deployments { Change::InPlace } else { Change::Replaced };
+        Self { observed, made: 0, removed: BTreeSet::new(), change }
     }
 
     /// Carries a plan out in its order.
@@ -63,11 +67,31 @@ impl World {
                 if before.name != *old_name || before.phase.is_up() && !*old_up {
                     return Err(format!("the old one is {before:?}"));
                 }
+                match before.change {
+                    Change::Replaced => self.make(connector, name, *start, Some(old), now),
+                    Change::InPlace if name == old_name => {
+                        let (phase, vitals) = self.begun(*start, now);
+                        let workload = self.of(id, old)?;
+                        workload.hash = Some(connector.hash.clone());
+                        (workload.phase, workload.vitals) = (phase, vitals);
+                        Ok(())
+                    }
+                    Change::InPlace => Err("a Deployment cannot be renamed".to_owned()),
+                    Change::Recreated => Err("its selector cannot be changed".to_owned()),
+                }
+            }
+            Step::Recreate { old, old_name, name, start, .. } => {
+                let connector = listed(id, desired)?;
+                let before = self.of(id, old)?.clone();
+                if before.name != *old_name || before.change == Change::Replaced {
+                    return Err(format!("the old one is {before:?}"));
+                }
                 self.make(connector, name, *start, Some(old), now)
             }
             Step::Rename { handle, from, to } => {
-                if self.of(id, handle)?.name != *from {
-                    return Err("it has another name".to_owned());
+                let workload = self.of(id, handle)?;
+                if workload.name != *from || workload.change != Change::Replaced {
+                    return Err("it has another name, or one that cannot be changed".to_owned());
                 }
                 self.free(to, None)?;
                 self.of(id, handle)?.name.clone_from(to);
@@ -75,24 +99,27 @@ impl World {
             }
             Step::Start { handle, .. } => {
                 let workload = self.of(id, handle)?;
-                if workload.phase.is_up() || workload.phase == Phase::Broken {
+                let up = workload.phase.is_up() && workload.phase != Phase::Multiplied;
+                if up || matches!(workload.phase, Phase::Broken | Phase::Pending) {
                     return Err(format!("a workload that is {:?} cannot be started", workload.phase));
                 }
                 workload.phase = Phase::Running;
-                workload.vitals = Some(Vitals { restarts: 0, started_at: Some(now) });
+                workload.vitals = Some(Vitals { restarts: 0, started_at: Some(now), ..Vitals::default() });
                 Ok(())
             }
             Step::Stop { handle } => {
+                let stopped = self.stopped();
                 let workload = self.of(id, handle)?;
-                if !workload.phase.is_up() && workload.phase != Phase::Paused {
+                if !workload.phase.is_up() && !matches!(workload.phase, Phase::Paused | Phase::Pending) {
                     return Err(format!("a workload that is {:?} cannot be stopped", workload.phase));
                 }
-                (workload.phase, workload.vitals) = (Phase::Exited, None);
+                (workload.phase, workload.vitals) = (stopped, None);
                 Ok(())
             }
             Step::Hold { handle, .. } => {
+                let stopped = self.stopped();
                 let workload = self.of(id, handle)?;
-                (workload.phase, workload.vitals) = (Phase::Exited, None);
+                (workload.phase, workload.vitals) = (stopped, None);
                 Ok(())
             }
             Step::Remove { handle, name, .. } => {
@@ -120,17 +147,31 @@ impl World {
             self.take(old)?;
         }
         self.made += 1;
+        let (phase, vitals) = self.begun(start, now);
         self.observed.workloads.push(Workload {
             handle: Handle(format!("made-{}", self.made)),
             name: name.to_owned(),
             connector: connector.id.clone(),
             platform: Some(PlatformKind::OpenCti),
             hash: Some(connector.hash.clone()),
-            phase: if start { Phase::Running } else { Phase::Created },
+            phase,
             created: now,
-            vitals: start.then_some(Vitals { restarts: 0, started_at: Some(now) }),
+            vitals,
+            change: self.change,
+            troubles: vec![],
         });
         Ok(())
+    }
+
+    /// What a workload is that was just made or changed.
+    fn begun(&self, start: bool, now: Timestamp) -> (Phase, Option<Vitals>) {
+        let at_rest = if self.change == Change::Replaced { Phase::Created } else { Phase::Stopped };
+        let vitals = start.then_some(Vitals { restarts: 0, started_at: Some(now), ..Vitals::default() });
+        (if start { Phase::Running } else { at_rest }, vitals)
+    }
+
+    fn stopped(&self) -> Phase {
+        if self.change == Change::Replaced { Phase::Exited } else { Phase::Stopped }
     }
 
     fn take(&mut self, handle: &Handle) -> Result<(), Refused> {

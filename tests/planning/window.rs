@@ -91,7 +91,7 @@ fn it_agrees_with_a_model_that_keeps_the_whole_history() {
             }
             history.0.push((now, counter, generation, pass.extra));
             let id = format!("generation-{generation}");
-            let reading = Reading { counter, generation: &id, created: at(created) };
+            let reading = Reading { counter, generation: &id, created: at(created), backing_off: false };
             let (next, said) = observe(window.as_ref(), reading, pass.extra, rule, at(now));
             let last = history.0.len() - 1;
             let before = if last == 0 { 0 } else { history.total(last - 1) };
@@ -115,7 +115,7 @@ fn a_clock_that_was_wrong_once_breaks_nothing() {
     let rule = LoopRule { window_s: 300, limit: 3 };
     let mut window = None;
     for (now, counter) in [(5_000, 1), (9_000_000, 2), (5_060, 3), (5_120, 4), (5_500, 5)] {
-        let reading = Reading { counter, generation: "a", created: at(4_000) };
+        let reading = Reading { counter, generation: "a", created: at(4_000), backing_off: false };
         let (next, said) = observe(window.as_ref(), reading, 0, rule, at(now));
         assert_eq!((said.total, said.looping), (counter, false), "at {now}");
         window = next;
@@ -130,7 +130,7 @@ fn a_loop_is_seen_by_a_pass_every_minute_and_by_one_every_hour() {
         let mut looping = vec![];
         for pass in 1..20 {
             let (now, counter) = (pass * interval, u64::try_from(pass * interval / 60).unwrap());
-            let reading = Reading { counter, generation: "a", created: at(0) };
+            let reading = Reading { counter, generation: "a", created: at(0), backing_off: false };
             let (next, said) = observe(window.as_ref(), reading, 0, rule, at(now));
             looping.push(said.looping);
             window = next;

@@ -10,9 +10,10 @@ use bollard::query_parameters::InspectContainerOptions;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::record::{LABEL_OWNER, decode, encode};
-use super::{Docker, status};
+use super::record::LABEL_OWNER;
+use super::{Docker, FAILED, status};
 use crate::holder;
+use crate::orchestrator::versioned::{decode, encode};
 use crate::orchestrator::{Holder, Orchestrator, OrchestratorError};
 
 const LABEL_LOCK: &str = "xtm-reconcile.lock";
@@ -69,7 +70,8 @@ impl Docker {
         let until = since.saturating_add(ttl).unwrap_or(Timestamp::MAX);
         let what = "taking the lock";
         let label = encode(LockState { holder: holder.clone(), since, until }).map_err(|error| {
-            OrchestratorError::Refused { what: what.to_owned(), place: self.place(), why: error.to_string() }
+            let (what, why) = (what.to_owned(), error.to_string());
+            OrchestratorError::Refused { what, place: self.place(), why, cure: FAILED }
         })?;
         let labels = HashMap::from([(LABEL_LOCK.to_owned(), label)]);
         match self.create_marker(name, labels).await {
@@ -89,7 +91,8 @@ impl Docker {
         let labels = inspected.config.and_then(|config| config.labels).unwrap_or_default();
         if labels.get(LABEL_OWNER).map(String::as_str) != Some(self.manager.as_str()) {
             let why = format!("its name {name} is taken by a container of somebody else: rename or remove that one");
-            return Err(OrchestratorError::Refused { what: "taking the lock".to_owned(), place: self.place(), why });
+            let what = "taking the lock".to_owned();
+            return Err(OrchestratorError::Refused { what, place: self.place(), why, cure: FAILED });
         }
         let state = labels.get(LABEL_LOCK).and_then(|text| decode::<LockState>(text).ok());
         let created = inspected.created.and_then(|text| text.parse().ok()).unwrap_or_default();
@@ -103,6 +106,7 @@ impl Docker {
             holder,
             since: format!("{since:.0}"),
             until: format!("{until:.0}"),
+            cure: "wait for that pass; if its process is gone for good, remove the container that the lock is, or wait until it expires",
         };
         match found {
             Some(Found { state: Some(LockState { holder, since, until }), .. }) => {

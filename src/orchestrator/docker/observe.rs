@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::{Docker, status};
 use crate::desired::Desired;
-use crate::model::{ConfigHash, ConnectorId, Handle, Memory, Phase, Vitals, Workload};
+use crate::model::{Change, ConfigHash, ConnectorId, Handle, Memory, Phase, Vitals, Workload};
 use crate::orchestrator::{Look, Observation, OrchestratorError};
 use crate::render::{LABEL_CONNECTOR, LABEL_HASH, LABEL_MANAGER, LABEL_PLATFORM, VARIABLE_HASH};
 use crate::secret::Secret;
@@ -104,6 +104,8 @@ impl Docker {
             phase: summary.state.map_or(Phase::Broken, |state| phase(state.as_ref())),
             created: summary.created.and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or_default(),
             vitals: None,
+            change: Change::Replaced,
+            troubles: vec![],
         })
     }
 
@@ -175,7 +177,9 @@ fn look(inspected: ContainerInspectResponse) -> Look {
                 .started_at
                 .and_then(|text| text.parse::<Timestamp>().ok())
                 .filter(|started| started.as_second() > 0),
+            ..Vitals::default()
         },
+        troubles: vec![],
         environment: environment.into_iter().filter_map(pair).collect(),
     }
 }

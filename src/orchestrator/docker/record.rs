@@ -11,11 +11,11 @@ use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{CreateContainerOptionsBuilder, CreateImageOptionsBuilder};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Docker, status};
+use super::{Docker, FAILED, status};
 use crate::model::{ConfigHash, ConnectorId, ConnectorMemory, Memory, Registration};
+use crate::orchestrator::versioned::{decode, encode};
 use crate::orchestrator::{OrchestratorError, Recalled};
 
 /// Whose record or lock a container is.
@@ -29,17 +29,6 @@ const EMPTY_IMAGE: &str = "xtm-reconcile/empty";
 const EMPTY_TAG: &str = "1";
 /// An archive with nothing in it: two blocks of zeros.
 const EMPTY_TAR: &[u8] = &[0; 1024];
-/// Version of what the labels hold. A newer one is not read.
-const VERSION: u32 = 1;
-
-/// A value with the version of its form.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Versioned<T> {
-    v: u32,
-    #[serde(flatten)]
-    value: T,
-}
-
 #[derive(Serialize, Deserialize)]
 struct RecordHead {
     seq: u64,
@@ -56,25 +45,6 @@ pub(super) struct Records {
     pub(super) recalled: Recalled,
     ids: Vec<String>,
     seq: u64,
-}
-
-/// The label text of a value.
-pub(super) fn encode<T: Serialize>(value: T) -> Result<String, serde_json::Error> {
-    serde_json::to_string(&Versioned { v: VERSION, value })
-}
-
-/// The value of a label text, or why it cannot be read.
-pub(super) fn decode<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    #[derive(Deserialize)]
-    struct Head {
-        v: u32,
-    }
-    let head: Head = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    if head.v != VERSION {
-        return Err(format!("it has version {}, this program reads {VERSION}", head.v));
-    }
-    let versioned: Versioned<T> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    Ok(versioned.value)
 }
 
 impl Docker {
@@ -115,6 +85,7 @@ impl Docker {
             what: "writing the pass record".to_owned(),
             place: crate::orchestrator::Orchestrator::place(self),
             why: error.to_string(),
+            cure: FAILED,
         })?;
         // Of a record that cannot be read the number is not known either: its name must not be in the way.
         let name = format!("xtm-reconcile-record-{}-{seq}-{:08x}", self.manager, fastrand::u32(..));

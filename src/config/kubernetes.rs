@@ -1,0 +1,183 @@
+//! Settings of the cluster and of every Deployment in it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use kube::config::Kubeconfig;
+use serde_json::{Map, Value};
+
+use super::docker::PullPolicy;
+use super::parse::Funnel;
+use super::variables::Raw;
+use crate::render::kubernetes as render;
+
+/// Everything about the cluster.
+#[derive(Debug)]
+pub struct KubernetesSettings {
+    /// How to reach it.
+    pub access: ClusterAccess,
+    /// Where connectors run; `None`: where the access says.
+    pub namespace: Option<String>,
+    /// What every Deployment gets.
+    pub workload: WorkloadDefaults,
+}
+
+/// How to reach an API server.
+#[derive(Debug)]
+pub enum ClusterAccess {
+    /// With the service account of the pod this runs in.
+    InCluster,
+    /// As a kubeconfig says.
+    Kubeconfig {
+        /// All its files, merged.
+        config: Box<Kubeconfig>,
+        /// `None`: its current context.
+        context: Option<String>,
+        /// Their paths, for messages.
+        paths: String,
+    },
+}
+
+/// What every Deployment gets beside what its connector needs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct WorkloadDefaults {
+    /// Merged under each Deployment.
+    pub base: Map<String, Value>,
+    /// `None`: the base's, else `IfNotPresent`.
+    pub pull_policy: Option<PullPolicy>,
+    /// Names of pull secrets.
+    pub pull_secrets: Vec<String>,
+    /// `None`: the base's.
+    pub resources: Option<Value>,
+}
+
+impl fmt::Display for KubernetesSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.access {
+            ClusterAccess::InCluster => write!(f, "the cluster of this pod"),
+            ClusterAccess::Kubeconfig { paths, context: None, .. } => write!(f, "the cluster of {paths}"),
+            ClusterAccess::Kubeconfig { paths, context: Some(context), .. } => {
+                write!(f, "the cluster of context {context} in {paths}")
+            }
+        }
+    }
+}
+
+const PREFIX: &str = "OPENCTI__DAEMON__KUBERNETES__";
+
+pub(super) fn settle(raw: &Raw, funnel: &mut Funnel) -> Option<KubernetesSettings> {
+    let access = access(raw, funnel);
+    let namespace = raw.opencti__daemon__kubernetes__namespace.as_deref().map(|text| text.trim().to_owned());
+    if let Some(namespace) = namespace.as_deref().filter(|namespace| !is_dns_label(namespace)) {
+        let cure = "use lower-case letters, digits and '-', at most 63";
+        funnel.problem(&format!("{PREFIX}NAMESPACE"), format!("{namespace:?} can be no namespace"), cure);
+    }
+    let pull_policy = PullPolicy::read(
+        &format!("{PREFIX}IMAGE_PULL_POLICY"),
+        raw.opencti__daemon__kubernetes__image_pull_policy.as_deref(),
+        funnel,
+    );
+    let pull_secrets = funnel
+        .list(&format!("{PREFIX}IMAGE_PULL_SECRETS"), raw.opencti__daemon__kubernetes__image_pull_secrets.as_deref());
+    let workload = WorkloadDefaults {
+        base: base(raw, funnel),
+        pull_policy,
+        pull_secrets: pull_secrets.unwrap_or_default(),
+        resources: resources(raw, funnel),
+    };
+    if let Err(why) = render::check(&workload) {
+        let cure = "mend it: `kubectl explain deployment.spec` tells its fields";
+        funnel.problem(&format!("{PREFIX}BASE_DEPLOYMENT"), format!("it makes no Deployment: {why}"), cure);
+    }
+    Some(KubernetesSettings { access: access?, namespace, workload })
+}
+
+/// A kubeconfig that is named, else the pod's own service account, else the user's kubeconfig.
+fn access(raw: &Raw, funnel: &mut Funnel) -> Option<ClusterAccess> {
+    let home = || raw.home.as_deref().map(|home| PathBuf::from(home).join(".kube/config")).filter(|path| path.exists());
+    let paths: Vec<PathBuf> = match &raw.kubeconfig {
+        Some(paths) => paths.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect(),
+        None if raw.kubernetes_service_host.is_some() => return Some(ClusterAccess::InCluster),
+        None => home().into_iter().collect(),
+    };
+    let mut config: Option<Kubeconfig> = None;
+    for path in &paths {
+        let merged = Kubeconfig::read_from(path).and_then(|read| match config.take() {
+            Some(earlier) => earlier.merge(read),
+            None => Ok(read),
+        });
+        match merged {
+            Ok(merged) => config = Some(merged),
+            // The library's words could quote the file, and there are secrets in it.
+            Err(error) => {
+                let why = match error {
+                    kube::config::KubeconfigError::ReadConfig(error, _) => error.to_string(),
+                    _ => "it is no kubeconfig".to_owned(),
+                };
+                let what = format!("cannot read {}: {why}", path.display());
+                funnel.problem("KUBECONFIG", what, "name a readable kubeconfig");
+                return None;
+            }
+        }
+    }
+    let Some(config) = config else {
+        let cure = "set KUBECONFIG, or run in a pod with a service account; for a Docker engine set OPENCTI__DAEMON__SELECTOR=docker";
+        funnel.problem("KUBECONFIG", "no cluster is configured".to_owned(), cure);
+        return None;
+    };
+    let context = raw.opencti__daemon__kubernetes__context.as_deref().map(|text| text.trim().to_owned());
+    if let Some(context) = context.as_ref().filter(|name| !config.contexts.iter().any(|known| known.name == **name)) {
+        let known: Vec<&str> = config.contexts.iter().map(|context| context.name.as_str()).collect();
+        let cure = format!("use one of: {}", known.join(", "));
+        funnel.problem(&format!("{PREFIX}CONTEXT"), format!("the kubeconfig has no context {context}"), &cure);
+    }
+    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    Some(ClusterAccess::Kubeconfig { config: Box::new(config), context, paths: paths.join(":") })
+}
+
+fn base(raw: &Raw, funnel: &mut Funnel) -> Map<String, Value> {
+    let given = [
+        ("BASE_DEPLOYMENT_JSON", raw.opencti__daemon__kubernetes__base_deployment_json.as_deref()),
+        ("BASE_DEPLOYMENT", raw.opencti__daemon__kubernetes__base_deployment.as_deref()),
+    ];
+    let Some((key, text)) = given.into_iter().find_map(|(key, text)| Some((key, text?))) else {
+        return Map::new();
+    };
+    match serde_json::from_str(text) {
+        Ok(Value::Object(base)) => base,
+        Ok(_) => {
+            let what = "it is no mapping".to_owned();
+            funnel.problem(&format!("{PREFIX}{key}"), what, "give a Deployment, such as {\"spec\":{\"template\":{…}}}");
+            Map::new()
+        }
+        Err(error) => {
+            let what = format!("it is not JSON: {error}");
+            funnel.problem(&format!("{PREFIX}{key}"), what, "mend it, or put it into a --config file as YAML");
+            Map::new()
+        }
+    }
+}
+
+fn resources(raw: &Raw, funnel: &mut Funnel) -> Option<Value> {
+    let text = raw.opencti__daemon__kubernetes__image_resources.as_deref()?;
+    let read = serde_json::from_str::<Value>(text)
+        .and_then(|value| serde_json::from_value::<ResourceRequirements>(value.clone()).map(|_| value));
+    match read {
+        Ok(value) => Some(value),
+        Err(error) => {
+            let cure = "use such as {\"requests\":{\"memory\":\"256Mi\"},\"limits\":{\"memory\":\"1Gi\"}}";
+            funnel.problem(&format!("{PREFIX}IMAGE_RESOURCES"), format!("it is no resources of a pod: {error}"), cure);
+            None
+        }
+    }
+}
+
+/// RFC 1123 label.
+fn is_dns_label(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    (1..=63).contains(&text.len())
+        && text.chars().all(|c| plain(c) || c == '-')
+        && text.starts_with(plain)
+        && text.ends_with(plain)
+}

@@ -1,0 +1,336 @@
+//! Connectors as Deployments in one namespace of a cluster.
+
+mod api;
+mod condition;
+mod lease;
+mod objects;
+mod observe;
+mod ownership;
+mod write;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::config::KubeConfigOptions;
+use kube::{Client, Config};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use crate::access::Permit;
+use crate::config::{ClusterAccess, KubernetesSettings, Registry, Settings, WorkloadDefaults};
+use crate::desired::Desired;
+use crate::log_lines::{Assembler, Stream};
+use crate::model::{ConnectorId, Handle, ManagerId, Memory, PlatformKind, short_hash};
+use crate::orchestrator::versioned::encode;
+use crate::orchestrator::{
+    Holder, Look, Observation, Orchestrator, OrchestratorError, Permission, Recalled, StepError,
+};
+use crate::plan::Step;
+use crate::render::Spec;
+use crate::secret::Secret;
+use crate::stop::Stop;
+use api::{Api, Kind};
+use condition::LogSource;
+use lease::{HeldLease, Record};
+
+/// What a pass remembers of one connector, on its Deployment.
+const ANNOTATION_MEMORY: &str = "xtm-reconcile/memory";
+/// What was applied to a Deployment, so that a change by somebody else is seen.
+const ANNOTATION_APPLIED: &str = "xtm-reconcile/applied";
+/// The last registration, on the Lease.
+const ANNOTATION_REGISTRATION: &str = "xtm-reconcile/registration";
+/// Most bytes that are read of one log. The API server keeps the first of them, so that a log that is longer is asked for
+/// again, from further on.
+const LOG_BYTES: usize = 4 << 20;
+/// Longest RFC 1123 label.
+const NAME_MAX: usize = 63;
+
+/// Everything that a pass needs to be allowed, and no more: group, resource, verb. The Role in `deploy/kubernetes` grants
+/// exactly this.
+pub const PERMISSIONS: [(&str, &str, &str); 15] = [
+    ("", "namespaces", "get"),
+    ("apps", "deployments", "list"),
+    ("apps", "deployments", "get"),
+    ("apps", "deployments", "create"),
+    ("apps", "deployments", "patch"),
+    ("apps", "deployments", "delete"),
+    ("apps", "deployments/scale", "patch"),
+    ("", "pods", "list"),
+    ("", "pods/log", "get"),
+    ("", "secrets", "create"),
+    ("", "secrets", "patch"),
+    ("", "secrets", "delete"),
+    ("coordination.k8s.io", "leases", "get"),
+    ("coordination.k8s.io", "leases", "create"),
+    ("coordination.k8s.io", "leases", "patch"),
+];
+
+/// Which fields were ours after an apply, and of which configuration.
+#[derive(Debug, Serialize, Deserialize)]
+struct Applied {
+    hash: String,
+    fields: String,
+}
+
+/// What is known of a Deployment beside what the plan needs.
+#[derive(Debug)]
+struct Known {
+    connector: ConnectorId,
+    secret: Option<String>,
+    log: Option<LogSource>,
+}
+
+/// One namespace, and what is needed to work in it.
+pub struct Kubernetes {
+    api: Arc<Api>,
+    description: String,
+    manager: ManagerId,
+    platform: PlatformKind,
+    defaults: WorkloadDefaults,
+    registry: Registry,
+    concurrency: usize,
+    stop: Stop,
+    known: Mutex<BTreeMap<Handle, Known>>,
+    lease: Mutex<Option<(Lease, Arc<Record>)>>,
+    pull_secret_applied: OnceCell<Value>,
+}
+
+impl Kubernetes {
+    /// Reaches the API server.
+    pub async fn connect(
+        kubernetes: &KubernetesSettings,
+        settings: &Settings,
+        stop: &Stop,
+    ) -> Result<Self, OrchestratorError> {
+        let refused = |why: String| OrchestratorError::Unreachable {
+            place: kubernetes.to_string(),
+            why,
+            cure: "mend the kubeconfig, or the service account of the pod",
+        };
+        let mut config = match &kubernetes.access {
+            ClusterAccess::InCluster => Config::incluster_env().map_err(|error| refused(error.to_string()))?,
+            ClusterAccess::Kubeconfig { config, context, .. } => {
+                let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
+                let read = Config::from_custom_kubeconfig((**config).clone(), &options).await;
+                read.map_err(|error| refused(error.to_string()))?
+            }
+        };
+        // Tries are counted and bounded here, where what was asked is known.
+        config.default_retry = false;
+        let namespace = kubernetes.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let place = format!("the API server at {}", config.cluster_url.to_string().trim_end_matches('/'));
+        let client = Client::try_from(config).map_err(|error| refused(error.to_string()))?;
+        let api = Arc::new(Api::new(client, namespace, place, stop.clone()));
+        let version = api.version().await?;
+        Ok(Self {
+            description: format!("Kubernetes {}, namespace {}", version.git_version, api.namespace),
+            api,
+            manager: settings.manager.id.clone(),
+            platform: settings.policy.platform,
+            defaults: kubernetes.workload.clone(),
+            registry: settings.registry.clone(),
+            concurrency: settings.limits.concurrency,
+            stop: stop.clone(),
+            known: Mutex::default(),
+            lease: Mutex::default(),
+            pull_secret_applied: OnceCell::new(),
+        })
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<Handle, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lease(&self) -> MutexGuard<'_, Option<(Lease, Arc<Record>)>> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Name and uid of the Lease that is held: what owns what belongs to no single connector.
+    fn lease_owner(&self) -> Option<(String, String)> {
+        self.lease().as_ref().map(|(_, record)| (self.lease_name(), record.uid.clone()))
+    }
+
+    /// A manager's id may hold what a name may not: then a hash of it keeps two such names apart.
+    fn lease_name(&self) -> String {
+        let id = self.manager.as_str();
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let name = format!("xtm-reconcile-{id}");
+        if name.len() <= NAME_MAX && id.chars().all(|c| plain(c) || c == '-') {
+            return name;
+        }
+        let kept: String = id.to_ascii_lowercase().chars().map(|c| if plain(c) { c } else { '-' }).take(40).collect();
+        format!("xtm-reconcile-{}-{}", kept.trim_matches('-'), short_hash(id, 8))
+    }
+
+    async fn write_memory(&self, handle: &Handle, text: Option<&str>) -> Result<(), OrchestratorError> {
+        let Some((name, uid)) = handle.0.split_once('/') else { return Ok(()) };
+        let patch = json!({ "metadata": { "uid": uid, "annotations": { ANNOTATION_MEMORY: text } } });
+        match self.api.merge::<Value>(Kind::Deployments, name, None, &patch).await {
+            // Gone, or another one by now: there is nothing to remember it with.
+            Err(error) if error.is_absent() || error.code() == 409 => Ok(()),
+            done => done.map(drop).map_err(Into::into),
+        }
+    }
+
+    /// One part of a log, its last `tail` lines.
+    async fn read_log(
+        &self,
+        source: &LogSource,
+        previous: bool,
+        tail: u32,
+        lines: &mut Assembler,
+    ) -> Result<(), OrchestratorError> {
+        let mut tail = tail;
+        loop {
+            let (pod, container) = (&source.pod, &source.container);
+            let query = format!("container={container}&previous={previous}&tailLines={tail}&limitBytes={LOG_BYTES}");
+            match self.api.log(pod, &query).await {
+                // Cut, and it is the newest that is missing.
+                Ok(bytes) if bytes.len() >= LOG_BYTES && tail > 1 => tail /= 2,
+                Ok(bytes) => {
+                    lines.push(Stream::Out, &bytes);
+                    return Ok(());
+                }
+                // Not started yet, gone, or the run before was already cleaned away: there is no log, and no fault either.
+                Err(error) if error.is_absent() || error.code() == 400 => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+fn handle(name: &str, uid: &str) -> Handle {
+    Handle(format!("{name}/{uid}"))
+}
+
+impl Orchestrator for Kubernetes {
+    type Lock = HeldLease;
+
+    fn place(&self) -> String {
+        self.api.place.clone()
+    }
+
+    fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// The Lease has its own duration and is renewed: how long the pass may take does not matter to it.
+    async fn lock(&self, _: Permit, holder: &Holder, _: Duration) -> Result<Self::Lock, OrchestratorError> {
+        self.take_lease(holder).await
+    }
+
+    async fn unlock(&self, _: Permit, lock: Self::Lock) -> Result<(), OrchestratorError> {
+        self.give_back(lock).await
+    }
+
+    async fn recall(&self) -> Result<Recalled, OrchestratorError> {
+        self.read_record().await
+    }
+
+    async fn observe(&self, desired: &Desired, _: &Memory) -> Result<Observation, OrchestratorError> {
+        self.observe_all(desired).await
+    }
+
+    async fn execute(
+        &self,
+        _: Permit,
+        step: &Step,
+        spec: Option<&Spec>,
+        stop: &Stop,
+    ) -> Result<Option<Handle>, StepError> {
+        let spec = || spec.ok_or_else(|| StepError::Internal(format!("a {} without a spec", step.word())));
+        match step {
+            Step::Deploy { name } => self.deploy(spec()?, name, true).await.map(Some),
+            Step::Refresh { old, start, .. } => self.refresh(spec()?, old, *start).await.map(Some),
+            Step::Recreate { old, name, start, obstacle, .. } => {
+                self.recreate(spec()?, old, name, *start, *obstacle, stop).await.map(Some)
+            }
+            Step::Rename { .. } => Err(StepError::Internal("a Deployment cannot be renamed".to_owned())),
+            Step::Start { handle, .. } => {
+                self.scale(handle, 1).await?;
+                Ok(Some(handle.clone()))
+            }
+            Step::Stop { handle } | Step::Hold { handle, .. } => {
+                self.scale(handle, 0).await?;
+                Ok(Some(handle.clone()))
+            }
+            Step::Remove { handle, .. } => {
+                self.delete(handle).await?;
+                self.known().remove(handle);
+                Ok(None)
+            }
+        }
+    }
+
+    async fn look(&self, handle: &Handle) -> Result<Option<Look>, OrchestratorError> {
+        self.look_at(handle).await
+    }
+
+    async fn logs(&self, handle: &Handle, tail: u32, secrets: &[&Secret]) -> Result<Vec<String>, OrchestratorError> {
+        let mut lines = Assembler::new(usize::try_from(tail).unwrap_or(usize::MAX));
+        if let Some(source) = self.log_source(handle) {
+            for (wanted, previous) in [(source.previous, true), (source.current, false)] {
+                if wanted {
+                    self.read_log(&source, previous, tail, &mut lines).await?;
+                }
+            }
+        }
+        Ok(lines.finish(secrets))
+    }
+
+    async fn mend(&self, _: Permit, observation: &Observation) -> Result<(), OrchestratorError> {
+        if Self::has_pull_trouble(observation) {
+            self.pull_secret().await?;
+        }
+        Ok(())
+    }
+
+    async fn remember(&self, _: Permit, before: &Memory, memory: &Memory) -> Result<(), OrchestratorError> {
+        if before.registration != memory.registration {
+            self.write_registration(memory).await?;
+        }
+        let mut texts: BTreeMap<&ConnectorId, Option<String>> = BTreeMap::new();
+        for id in before.connectors.keys().chain(memory.connectors.keys()) {
+            let now = memory.connectors.get(id).filter(|connector| !connector.is_empty());
+            if before.connectors.get(id) != now {
+                texts.insert(id, now.and_then(|connector| encode(connector).ok()));
+            }
+        }
+        let change = |(handle, known): (&Handle, &Known)| Some((handle.clone(), texts.get(&known.connector)?.clone()));
+        let changes: Vec<(Handle, Option<String>)> = self.known().iter().filter_map(change).collect();
+        let writes = changes.into_iter().map(|(handle, text)| async move {
+            self.write_memory(&handle, text.as_deref()).await //
+        });
+        let written = futures_util::stream::iter(writes).buffer_unordered(self.concurrency).collect::<Vec<_>>().await;
+        written.into_iter().collect()
+    }
+
+    async fn permissions(&self) -> Result<Vec<Permission>, OrchestratorError> {
+        let mut permissions = Vec::new();
+        for (group, resource, verb) in PERMISSIONS {
+            let (resource_name, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+            let attributes = json!({
+                "namespace": self.api.namespace,
+                "group": group,
+                "resource": resource_name,
+                "subresource": subresource,
+                "verb": verb,
+                "name": if resource == "namespaces" { self.api.namespace.as_str() } else { "" },
+            });
+            let review = json!({
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
+                "spec": { "resourceAttributes": attributes },
+            });
+            let answer = self.api.may(&review).await?;
+            let granted = answer.pointer("/status/allowed").and_then(Value::as_bool).unwrap_or(false);
+            let group = if group.is_empty() { "the core group" } else { group };
+            permissions.push(Permission { what: format!("{verb} {resource} of {group}"), granted });
+        }
+        Ok(permissions)
+    }
+}

@@ -1,0 +1,351 @@
+//! Requests to the API server: bounded in time, tried again where that is safe, and errors that say what was asked where.
+
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use kube::Client;
+use kube::client::Body;
+use kube::core::params::{DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::{Request, Status};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::orchestrator::OrchestratorError;
+use crate::stop::Stop;
+
+/// Who our fields belong to in `managedFields`.
+pub(super) const FIELD_MANAGER: &str = "xtm-reconcile";
+/// Longest wait for one answer.
+const TIMEOUT: Duration = Duration::from_mins(1);
+/// Times that one request is tried.
+const TRIES: u32 = 5;
+/// Wait before the second try; doubled for each further one.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// Longest wait that an API server may ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+const CURE_UNREACHABLE: &str =
+    "see that the API server answers at this address, and that the kubeconfig or the service account's CA fits it";
+const CURE_UNAUTHORIZED: &str =
+    "the token or certificate is expired or wrong: renew the kubeconfig, or see that the pod's service account exists";
+const CURE_FORBIDDEN: &str =
+    "grant it: deploy/kubernetes has the Role, and `xtm-reconcile check` lists what is missing";
+const CURE_NO_NAMESPACE: &str = "create the namespace, or mend OPENCTI__DAEMON__KUBERNETES__NAMESPACE";
+const CURE_INVALID: &str =
+    "mend OPENCTI__DAEMON__KUBERNETES__BASE_DEPLOYMENT or the policy of the cluster that refuses it";
+const CURE_BUSY: &str = "the API server is overloaded or limits this client; the next pass tries again";
+const CURE_OTHER: &str = "look into the API server's audit log at this time; the next pass tries again";
+
+/// A kind of object in the namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Deployments,
+    Pods,
+    Secrets,
+    Leases,
+}
+
+impl Kind {
+    pub(super) fn group(self) -> &'static str {
+        match self {
+            Self::Deployments => "apps",
+            Self::Pods | Self::Secrets => "",
+            Self::Leases => "coordination.k8s.io",
+        }
+    }
+
+    pub(super) fn plural(self) -> &'static str {
+        match self {
+            Self::Deployments => "deployments",
+            Self::Pods => "pods",
+            Self::Secrets => "secrets",
+            Self::Leases => "leases",
+        }
+    }
+}
+
+/// Why a request failed.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    /// What was asked: verb, kind, name and namespace.
+    what: String,
+    place: String,
+    pub(super) failure: Failure,
+}
+
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// No answer, or none that can be read.
+    Transport(String),
+    /// An answer that refuses.
+    Refused(Box<Status>),
+    /// The pass ended first.
+    Stopped,
+}
+
+impl ApiError {
+    /// The HTTP status; 0 without an answer.
+    pub(super) fn code(&self) -> u16 {
+        match &self.failure {
+            Failure::Refused(status) => status.code,
+            Failure::Transport(_) | Failure::Stopped => 0,
+        }
+    }
+
+    /// 404: the object is not there, or its namespace.
+    pub(super) fn is_absent(&self) -> bool {
+        self.code() == 404 && !self.is_namespace_absent()
+    }
+
+    fn is_namespace_absent(&self) -> bool {
+        let kind = match &self.failure {
+            Failure::Refused(status) => status.details.as_ref().map(|details| details.kind.as_str()),
+            _ => None,
+        };
+        kind == Some("namespaces")
+    }
+
+    fn message(&self) -> String {
+        match &self.failure {
+            Failure::Refused(status) if status.message.trim().is_empty() => format!("HTTP {}", status.code),
+            Failure::Refused(status) => status.message.trim().to_owned(),
+            Failure::Transport(why) => why.clone(),
+            Failure::Stopped => "the pass ended before it was answered".to_owned(),
+        }
+    }
+}
+
+impl From<ApiError> for OrchestratorError {
+    fn from(error: ApiError) -> Self {
+        let why = error.message();
+        let namespace_absent = error.code() == 404 && error.is_namespace_absent();
+        let cure = match error.code() {
+            0 => {
+                let why = format!("{}: {why}", error.what);
+                return Self::Unreachable { place: error.place, why, cure: CURE_UNREACHABLE };
+            }
+            401 => CURE_UNAUTHORIZED,
+            403 => CURE_FORBIDDEN,
+            404 if namespace_absent => CURE_NO_NAMESPACE,
+            400 | 422 => CURE_INVALID,
+            429 | 503 | 504 => CURE_BUSY,
+            _ => CURE_OTHER,
+        };
+        let why = if error.code() == 401 { format!("the API server does not accept who we are: {why}") } else { why };
+        Self::Refused { what: error.what, place: error.place, why, cure }
+    }
+}
+
+/// The API server, as far as one namespace goes.
+pub(super) struct Api {
+    client: Client,
+    pub(super) namespace: String,
+    pub(super) place: String,
+    stop: Stop,
+}
+
+/// An error of building a request, which only a fault of this program can cause.
+fn unbuilt(error: &dyn std::fmt::Display) -> Failure {
+    Failure::Transport(format!("the request cannot be made: {error}"))
+}
+
+impl Api {
+    pub(super) fn new(client: Client, namespace: String, place: String, stop: Stop) -> Self {
+        Self { client, namespace, place, stop }
+    }
+
+    fn request(&self, kind: Kind) -> Request {
+        let (group, plural, namespace) = (kind.group(), kind.plural(), &self.namespace);
+        let root = if group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{group}/v1") };
+        Request::new(format!("{root}/namespaces/{namespace}/{plural}"))
+    }
+
+    fn error(&self, what: &str, failure: Failure) -> ApiError {
+        ApiError { what: format!("{what} in namespace {}", self.namespace), place: self.place.clone(), failure }
+    }
+
+    pub(super) async fn version(&self) -> Result<k8s_openapi::apimachinery::pkg::version::Info, ApiError> {
+        self.send("get /version", Request::new("/version").get("", &GetParams::default()), true).await
+    }
+
+    /// The namespace itself.
+    pub(super) async fn get_namespace(&self) -> Result<Value, ApiError> {
+        let request = Request::new("/api/v1/namespaces").get(&self.namespace, &GetParams::default());
+        self.send("get the namespace", request, true).await
+    }
+
+    pub(super) async fn may(&self, review: &impl Serialize) -> Result<Value, ApiError> {
+        let body = serde_json::to_vec(review).unwrap_or_default();
+        let request = Request::new("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews");
+        self.send("create selfsubjectaccessreviews", request.create(&PostParams::default(), body), true).await
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, kind: Kind, name: &str) -> Result<T, ApiError> {
+        let what = format!("get {} {name}", kind.plural());
+        self.send(&what, self.request(kind).get(name, &GetParams::default()), true).await
+    }
+
+    pub(super) async fn list<T: DeserializeOwned>(&self, kind: Kind, params: &ListParams) -> Result<T, ApiError> {
+        self.send(&format!("list {}", kind.plural()), self.request(kind).list(params), true).await
+    }
+
+    /// Creates an object that must not exist yet.
+    pub(super) async fn create<T: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        object: &Value,
+        dry_run: bool,
+    ) -> Result<T, ApiError> {
+        let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
+        let what = format!("create {} {}", kind.plural(), name_of(object));
+        let request = self.request(kind).create(&params, object.to_string().into_bytes());
+        self.send(&what, request, false).await
+    }
+
+    /// Server-side apply. What others changed of it is taken back.
+    pub(super) async fn apply<T: DeserializeOwned>(&self, kind: Kind, object: &Value) -> Result<T, ApiError> {
+        let params = PatchParams::apply(FIELD_MANAGER).force().validation_strict();
+        self.patch(kind, name_of(object), None, &params, &Patch::Apply(object)).await
+    }
+
+    /// A JSON merge patch.
+    pub(super) async fn merge<T: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        name: &str,
+        subresource: Option<&str>,
+        patch: &Value,
+    ) -> Result<T, ApiError> {
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        self.patch(kind, name, subresource, &params, &Patch::Merge(patch)).await
+    }
+
+    async fn patch<T: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        name: &str,
+        subresource: Option<&str>,
+        params: &PatchParams,
+        patch: &Patch<&Value>,
+    ) -> Result<T, ApiError> {
+        let below = subresource.map(|subresource| format!("/{subresource}")).unwrap_or_default();
+        let what = format!("patch {}{below} {name}", kind.plural());
+        let request = match subresource {
+            Some(subresource) => self.request(kind).patch_subresource(subresource, name, params, patch),
+            None => self.request(kind).patch(name, params, patch),
+        };
+        // A repeated merge patch with a resourceVersion that was taken the first time answers 409, and says so.
+        self.send(&what, request, true).await
+    }
+
+    /// Deletes an object, if it still is the one of that uid; what it owns goes with it. One that is gone is as good as
+    /// deleted.
+    pub(super) async fn delete(&self, kind: Kind, name: &str, uid: Option<&str>) -> Result<(), ApiError> {
+        let preconditions = uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+        let params = DeleteParams { preconditions, ..DeleteParams::background() };
+        let what = format!("delete {} {name}", kind.plural());
+        match self.send::<Value>(&what, self.request(kind).delete(name, &params), true).await {
+            Err(error) if error.is_absent() || (uid.is_some() && error.code() == 409) => Ok(()),
+            done => done.map(drop),
+        }
+    }
+
+    /// A part of a log, whatever bytes it holds.
+    pub(super) async fn log(&self, pod: &str, query: &str) -> Result<Vec<u8>, ApiError> {
+        let what = format!("get pods/log {pod}");
+        let request =
+            self.request(Kind::Pods).get_subresource("log", pod).map_err(|error| self.error(&what, unbuilt(&error)))?;
+        let (mut parts, body) = request.into_parts();
+        let path = format!("{}?{query}", parts.uri.path());
+        parts.uri = path.parse().map_err(|error: ureq::http::uri::InvalidUri| self.error(&what, unbuilt(&error)))?;
+        self.bytes(&what, ureq::http::Request::from_parts(parts, body), true).await
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        request: Result<ureq::http::Request<Vec<u8>>, kube::core::request::Error>,
+        repeatable: bool,
+    ) -> Result<T, ApiError> {
+        let request = request.map_err(|error| self.error(what, unbuilt(&error)))?;
+        let bytes = self.bytes(what, request, repeatable).await?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| self.error(what, Failure::Transport(format!("the answer cannot be read: {error}"))))
+    }
+
+    /// Sends, and tries again what was not taken: 429 and 503 always, a lost or late answer where repeating is safe.
+    async fn bytes(
+        &self,
+        what: &str,
+        request: ureq::http::Request<Vec<u8>>,
+        repeatable: bool,
+    ) -> Result<Vec<u8>, ApiError> {
+        let mut wait = FIRST_WAIT;
+        for attempt in 1.. {
+            let (failure, asked) = match self.once(request.clone()).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(refused) => refused,
+            };
+            let again = match &failure {
+                Failure::Refused(status) => matches!(status.code, 429 | 503) || (repeatable && status.code == 504),
+                Failure::Transport(_) => repeatable,
+                Failure::Stopped => false,
+            };
+            let pause = asked.unwrap_or(wait).min(LONGEST_WAIT).mul_f64(fastrand::f64().mul_add(0.5, 1.0));
+            if !again || attempt >= TRIES || pause >= self.stop.remaining() {
+                return Err(self.error(what, failure));
+            }
+            tracing::debug!(what, attempt, ?pause, "trying again");
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.stop.stopped() => return Err(self.error(what, failure)),
+            }
+            wait *= 2;
+        }
+        Err(self.error(what, Failure::Stopped))
+    }
+
+    /// One try; with a refusal comes the wait that the server asks for.
+    async fn once(&self, request: ureq::http::Request<Vec<u8>>) -> Result<Vec<u8>, (Failure, Option<Duration>)> {
+        let lost = |why: String| (Failure::Transport(why), None);
+        let exchange = async {
+            let answer = self.client.send(request.map(Body::from)).await.map_err(|error| lost(words(&error)))?;
+            let code = answer.status().as_u16();
+            let asked = answer.headers().get("retry-after").and_then(|value| value.to_str().ok());
+            let asked = asked.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+            let body = answer.into_body().collect().await.map_err(|error| lost(words(&error)))?.to_bytes();
+            if code < 300 {
+                return Ok(body.to_vec());
+            }
+            let mut status: Status = serde_json::from_slice(&body).unwrap_or_else(|_| {
+                let text = String::from_utf8_lossy(&body);
+                Status { message: text.trim().chars().take(300).collect(), ..Status::default() }
+            });
+            status.code = code;
+            Err((Failure::Refused(Box::new(status)), asked))
+        };
+        match tokio::time::timeout(TIMEOUT, exchange).await {
+            Ok(done) => done,
+            Err(_) => Err(lost(format!("no answer within {} s", TIMEOUT.as_secs()))),
+        }
+    }
+}
+
+fn name_of(object: &Value) -> &str {
+    object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default()
+}
+
+/// An error with all its causes, once each.
+fn words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,164 @@
+//! What a Deployment and its pods say of a connector: what it is doing, its restarts, and what is wrong. Pure.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::objects::{ContainerStatus, Deployment, Pod};
+use crate::model::{Phase, Trouble, TroubleKind, Vitals};
+use crate::render::kubernetes::CONTAINER;
+
+/// A run that began after a crash less than this ago has said little yet: what its owner wants to read is the run before.
+const YOUNG: Duration = Duration::from_mins(1);
+
+/// What a connector is doing.
+#[derive(Debug)]
+pub(super) struct Condition {
+    pub(super) phase: Phase,
+    pub(super) vitals: Option<Vitals>,
+    pub(super) troubles: Vec<Trouble>,
+    pub(super) log: Option<LogSource>,
+}
+
+/// Where a connector's log is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LogSource {
+    pub(super) pod: String,
+    pub(super) container: String,
+    /// The run before the current one.
+    pub(super) previous: bool,
+    /// The current run.
+    pub(super) current: bool,
+}
+
+/// `pods` are those of this Deployment; `secret` is the one with its values.
+pub(super) fn condition(deployment: &Deployment, pods: &[&Pod], secret: Option<&str>, now: Timestamp) -> Condition {
+    let replicas = deployment.spec.replicas.unwrap_or(1);
+    // Of several the youngest counts that has not ended; a node may have evicted older ones.
+    let pod = pods.iter().max_by_key(|pod| (!pod.is_over(), pod.metadata.creation_timestamp, &pod.metadata.name));
+    let mut troubles = refused_pods(deployment);
+    let Some(pod) = pod else {
+        let phase = if replicas == 0 { Phase::Stopped } else { Phase::Pending };
+        return Condition { phase, vitals: None, troubles, log: None };
+    };
+    let mut vitals = vitals(pod);
+    let containers = &pod.status.container_statuses;
+    troubles.extend(pod_troubles(pod));
+    let waiting: Vec<&ContainerStatus> =
+        pod.status.init_container_statuses.iter().chain(containers).filter(|c| c.state.waiting.is_some()).collect();
+    troubles.extend(waiting.iter().copied().filter_map(waiting_trouble));
+    troubles.extend(containers.iter().filter_map(out_of_memory));
+    vitals.backing_off = containers.iter().any(is_backing_off);
+    let lacks_secret = waiting.iter().any(|container| lacks(container, secret));
+    let runs = containers.iter().any(|container| container.state.running.is_some());
+    let ended = containers.iter().any(|container| container.state.terminated.is_some());
+    let phase = match replicas {
+        0 => Phase::Stopped,
+        2.. => Phase::Multiplied,
+        _ if pod.is_over() => Phase::Pending,
+        // Written by hand or lost, its Secret is only made again with everything else.
+        _ if lacks_secret => Phase::Broken,
+        _ if vitals.backing_off || (ended && !runs) => Phase::Restarting,
+        _ if runs => Phase::Running,
+        _ => Phase::Pending,
+    };
+    if phase == Phase::Stopped {
+        troubles.clear();
+    }
+    troubles.sort_by(|a, b| (a.kind, &a.detail).cmp(&(b.kind, &b.detail)));
+    troubles.dedup();
+    Condition { phase, vitals: Some(vitals), troubles, log: log(pod, now) }
+}
+
+fn vitals(pod: &Pod) -> Vitals {
+    let containers = &pod.status.container_statuses;
+    let started = containers.iter().filter_map(|container| {
+        let (running, terminated) = (&container.state.running, &container.state.terminated);
+        let now = running.as_ref().and_then(|run| run.started_at);
+        let ended = terminated.as_ref().and_then(|run| run.started_at);
+        now.or(ended).or_else(|| container.last_state.terminated.as_ref().and_then(|run| run.started_at))
+    });
+    Vitals {
+        restarts: containers.iter().map(|container| container.restart_count).sum(),
+        generation: Some(pod.metadata.uid.clone()),
+        backing_off: false,
+        started_at: started.max(),
+    }
+}
+
+/// The Deployment's pods may not be made at all: a quota, or an admission policy.
+fn refused_pods(deployment: &Deployment) -> Vec<Trouble> {
+    let failed = deployment.status.conditions.iter().filter(|c| c.kind == "ReplicaFailure" && c.status == "True");
+    failed.map(|c| trouble(TroubleKind::NotAdmitted, "FailedCreate", c.message.as_deref())).collect()
+}
+
+fn pod_troubles(pod: &Pod) -> Vec<Trouble> {
+    let mut troubles = Vec::new();
+    if pod.status.phase == "Failed" && pod.status.reason.as_deref() == Some("Evicted") {
+        troubles.push(trouble(TroubleKind::Evicted, "Evicted", pod.status.message.as_deref()));
+    }
+    let unscheduled = pod.status.conditions.iter().find(|c| c.kind == "PodScheduled" && c.status == "False");
+    if let Some(condition) = unscheduled.filter(|c| c.reason.as_deref() == Some("Unschedulable")) {
+        troubles.push(trouble(TroubleKind::Unschedulable, "Unschedulable", condition.message.as_deref()));
+    }
+    troubles
+}
+
+fn waiting_trouble(container: &ContainerStatus) -> Option<Trouble> {
+    let waiting = container.state.waiting.as_ref()?;
+    let kind = match waiting.reason.as_str() {
+        "CrashLoopBackOff" => TroubleKind::CrashLoop,
+        "ImagePullBackOff"
+        | "ErrImagePull"
+        | "InvalidImageName"
+        | "ErrImageNeverPull"
+        | "RegistryUnavailable"
+        | "ImageInspectError" => TroubleKind::ImagePull,
+        "CreateContainerConfigError" => TroubleKind::Settings,
+        "CreateContainerError" | "RunContainerError" => TroubleKind::WontStart,
+        _ => return None,
+    };
+    // Of a crash it is the run before that tells why.
+    let last = container.last_state.terminated.as_ref().filter(|_| kind == TroubleKind::CrashLoop);
+    let Some(last) = last else { return Some(trouble(kind, &waiting.reason, Some(&waiting.message))) };
+    let words = format!("exit code {} {}", last.exit_code, last.message);
+    Some(trouble(kind, &waiting.reason, Some(words.trim())))
+}
+
+fn out_of_memory(container: &ContainerStatus) -> Option<Trouble> {
+    let mut ends = [&container.state, &container.last_state].into_iter().filter_map(|state| state.terminated.as_ref());
+    let end = ends.find(|end| end.reason == "OOMKilled")?;
+    Some(trouble(TroubleKind::OutOfMemory, "OOMKilled", Some(&format!("exit code {}", end.exit_code))))
+}
+
+fn trouble(kind: TroubleKind, reason: &str, words: Option<&str>) -> Trouble {
+    let words = words.map(str::trim).filter(|words| !words.is_empty());
+    Trouble { kind, detail: words.map_or_else(|| reason.to_owned(), |words| format!("{reason}: {words}")) }
+}
+
+fn is_backing_off(container: &ContainerStatus) -> bool {
+    container.state.waiting.as_ref().is_some_and(|waiting| waiting.reason == "CrashLoopBackOff")
+}
+
+/// Whether a container waits for our Secret or for a key of it. The kubelet's words: `secret "x" not found`, and
+/// `couldn't find key K in Secret ns/x`.
+fn lacks(container: &ContainerStatus, secret: Option<&str>) -> bool {
+    let (Some(waiting), Some(secret)) = (&container.state.waiting, secret) else { return false };
+    waiting.reason == "CreateContainerConfigError"
+        && (waiting.message.contains(&format!("secret \"{secret}\" not found"))
+            || (waiting.message.contains("find key") && waiting.message.contains(&format!("/{secret}"))))
+}
+
+fn log(pod: &Pod, now: Timestamp) -> Option<LogSource> {
+    let containers = &pod.status.container_statuses;
+    let container = containers.iter().find(|container| container.name == CONTAINER).or_else(|| containers.first())?;
+    let crashed = container.last_state.terminated.as_ref().is_some_and(|end| end.exit_code != 0);
+    let young = container.state.running.as_ref().and_then(|run| run.started_at).is_some_and(|started| {
+        now.as_second().saturating_sub(started.as_second()) < i64::try_from(YOUNG.as_secs()).unwrap_or(i64::MAX)
+    });
+    let waits = container.state.waiting.is_some();
+    let previous = crashed && (waits || young);
+    let current = !(waits && (previous || container.restart_count == 0));
+    let (pod, container) = (pod.metadata.name.clone(), container.name.clone());
+    (previous || current).then_some(LogSource { pod, container, previous, current })
+}

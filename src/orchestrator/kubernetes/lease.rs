@@ -1,0 +1,266 @@
+//! The Lease of a manager: lock and pass record.
+//!
+//! It is held for a short time and renewed while the pass runs, so that a pass that was killed is followed soon. Every write
+//! names the version that it changes, so that of two passes that both saw it expired only one can take it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+
+use super::api::{Api, ApiError, Kind};
+use super::{ANNOTATION_REGISTRATION, Kubernetes};
+use crate::model::{Memory, Registration};
+use crate::orchestrator::versioned::{decode, encode};
+use crate::orchestrator::{Holder, OrchestratorError, Recalled};
+use crate::render::LABEL_MANAGER;
+use crate::stop::{Cause, Stop};
+
+/// A Lease that was not renewed for so long is free, in seconds.
+const DURATION_S: i32 = 60;
+/// Time between two renewals.
+const RENEW: Duration = Duration::from_secs(15);
+/// Times that a Lease which changes between two looks is tried for again.
+const TRIES: usize = 5;
+const CURE_LOCKED: &str =
+    "wait for that pass; if it is gone for good, its Lease expires a minute after its last sign of life";
+
+/// A Lease that is held.
+pub struct HeldLease {
+    record: Arc<Record>,
+    renewing: JoinHandle<()>,
+}
+
+/// The Lease as this pass knows it; whoever writes it holds the lock on its version.
+#[derive(Debug)]
+pub(super) struct Record {
+    name: String,
+    pub(super) uid: String,
+    holder: String,
+    version: Mutex<String>,
+}
+
+impl Kubernetes {
+    pub(super) async fn take_lease(&self, holder: &Holder) -> Result<HeldLease, OrchestratorError> {
+        let name = self.lease_name();
+        let holder = format!("{}_{}_{}", holder.pass, holder.host, holder.pid);
+        for _ in 0..TRIES {
+            let found = match self.api.get::<Lease>(Kind::Leases, &name).await {
+                Ok(lease) => Some(lease),
+                Err(error) if error.is_absent() => None,
+                Err(error) => return Err(error.into()),
+            };
+            let taken = match &found {
+                None => self.create_lease(&name, &holder).await,
+                Some(lease) => self.take_over_lease(lease, &name, &holder).await?,
+            };
+            match taken {
+                Ok(lease) => return Ok(self.held(lease, name, holder)),
+                // Somebody was faster: look again.
+                Err(error) if error.code() == 409 => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let (since, until) = (format!("{:.0}", Timestamp::now()), "a minute from now".to_owned());
+        let holder = "several passes at once".to_owned();
+        Err(OrchestratorError::Locked { place: self.api.place.clone(), holder, since, until, cure: CURE_LOCKED })
+    }
+
+    async fn create_lease(&self, name: &str, holder: &str) -> Result<Lease, ApiError> {
+        let lease = json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": { "name": name, "labels": { LABEL_MANAGER: self.manager.as_str() } },
+            "spec": fields(holder, 0),
+        });
+        self.api.create(Kind::Leases, &lease, false).await
+    }
+
+    /// Takes a Lease that nobody holds any more, as long as it is still the one that was looked at.
+    async fn take_over_lease(
+        &self,
+        lease: &Lease,
+        name: &str,
+        holder: &str,
+    ) -> Result<Result<Lease, ApiError>, OrchestratorError> {
+        let owner = lease.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_MANAGER));
+        if owner.map(String::as_str) != Some(self.manager.as_str()) {
+            return Err(OrchestratorError::Refused {
+                what: "taking the lock".to_owned(),
+                place: self.api.place.clone(),
+                why: format!("the Lease {name} has not this manager's {LABEL_MANAGER} label: it is somebody else's"),
+                cure: "delete or rename that Lease, or use another namespace",
+            });
+        }
+        let none = LeaseSpec::default();
+        let spec = lease.spec.as_ref().unwrap_or(&none);
+        let held_by = spec.holder_identity.as_deref().filter(|holder| !holder.is_empty());
+        if let (Some(held_by), Some(until)) = (held_by, expiry(spec))
+            && until > Timestamp::now()
+        {
+            let since =
+                spec.acquire_time.as_ref().map_or_else(|| "a time unknown".to_owned(), |time| format!("{:.0}", time.0));
+            return Err(OrchestratorError::Locked {
+                place: self.api.place.clone(),
+                holder: in_words(held_by),
+                since,
+                until: format!("{until:.0} unless it is renewed"),
+                cure: CURE_LOCKED,
+            });
+        }
+        if let Some(held_by) = held_by {
+            tracing::warn!(lease = name, holder = held_by, "taking over the lock of a pass that is gone");
+        }
+        let transitions = spec.lease_transitions.unwrap_or_default().saturating_add(1);
+        let version = lease.metadata.resource_version.as_deref().unwrap_or_default();
+        let patch = json!({ "metadata": { "resourceVersion": version }, "spec": fields(holder, transitions) });
+        Ok(self.api.merge(Kind::Leases, name, None, &patch).await)
+    }
+
+    fn held(&self, lease: Lease, name: String, holder: String) -> HeldLease {
+        let version = Mutex::new(lease.metadata.resource_version.clone().unwrap_or_default());
+        let uid = lease.metadata.uid.clone().unwrap_or_default();
+        let record = Arc::new(Record { name, uid, holder, version });
+        let renewing = tokio::spawn(renew(Arc::clone(&self.api), Arc::clone(&record), self.stop.clone()));
+        *self.lease() = Some((lease, Arc::clone(&record)));
+        HeldLease { record, renewing }
+    }
+
+    pub(super) async fn give_back(&self, held: HeldLease) -> Result<(), OrchestratorError> {
+        held.renewing.abort();
+        let given = held.record.write(&self.api, json!({ "spec": { "holderIdentity": null } })).await;
+        match given {
+            // Somebody else has it, or took it away.
+            Err(error) if matches!(error.code(), 404 | 409) => {
+                tracing::warn!(lease = held.record.name, "the lock was not ours any more");
+                Ok(())
+            }
+            given => given.map_err(Into::into),
+        }
+    }
+
+    /// The registration that the last pass left. Without a Lease there may be no namespace either, which lists do not tell.
+    pub(super) async fn read_record(&self) -> Result<Recalled, OrchestratorError> {
+        let taken = self.lease().as_ref().map(|(lease, _)| lease.clone());
+        let lease = match taken {
+            Some(lease) => lease,
+            None => match self.api.get::<Lease>(Kind::Leases, &self.lease_name()).await {
+                Ok(lease) => lease,
+                Err(error) if error.is_absent() => {
+                    self.see_namespace().await?;
+                    return Ok(Recalled::default());
+                }
+                Err(error) => return Err(error.into()),
+            },
+        };
+        let mut recalled = Recalled::default();
+        let text = lease.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION_REGISTRATION));
+        match text.map(|text| decode::<Registration>(text)).transpose() {
+            Ok(registration) => recalled.memory.registration = registration,
+            Err(why) => {
+                let what = format!("{ANNOTATION_REGISTRATION} of the Lease cannot be read and counts as empty: {why}");
+                recalled.notices.push(what);
+            }
+        }
+        Ok(recalled)
+    }
+
+    /// An error when there is no namespace. Who may not ask is not told.
+    async fn see_namespace(&self) -> Result<(), OrchestratorError> {
+        match self.api.get_namespace().await {
+            Err(error) if error.code() == 403 => Ok(()),
+            seen => seen.map(drop).map_err(Into::into),
+        }
+    }
+
+    pub(super) async fn write_registration(&self, memory: &Memory) -> Result<(), OrchestratorError> {
+        let Some(record) = self.lease().as_ref().map(|(_, record)| Arc::clone(record)) else { return Ok(()) };
+        let text = memory.registration.as_ref().and_then(|registration| encode(registration).ok());
+        let patch = json!({ "metadata": { "annotations": { ANNOTATION_REGISTRATION: text } } });
+        record.write(&self.api, patch).await.map_err(Into::into)
+    }
+}
+
+impl Record {
+    /// Changes the Lease, as long as nobody else did.
+    async fn write(&self, api: &Api, mut patch: Value) -> Result<(), ApiError> {
+        let mut version = self.version.lock().await;
+        if let Some(fields) = patch.as_object_mut() {
+            let metadata = fields.entry("metadata").or_insert_with(|| json!({}));
+            if let Some(metadata) = metadata.as_object_mut() {
+                metadata.insert("resourceVersion".to_owned(), version.as_str().into());
+            }
+        }
+        let lease: Lease = api.merge(Kind::Leases, &self.name, None, &patch).await?;
+        *version = lease.metadata.resource_version.unwrap_or_default();
+        Ok(())
+    }
+
+    /// After a conflict: whether it is still ours, with the version it has now.
+    async fn is_still_ours(&self, api: &Api) -> Result<bool, ApiError> {
+        let mut version = self.version.lock().await;
+        let lease: Lease = api.get(Kind::Leases, &self.name).await?;
+        *version = lease.metadata.resource_version.unwrap_or_default();
+        Ok(lease.spec.and_then(|spec| spec.holder_identity).as_deref() == Some(self.holder.as_str()))
+    }
+}
+
+/// Keeps the Lease until it is aborted. When it is lost, the pass has to stop.
+async fn renew(api: Arc<Api>, record: Arc<Record>, stop: Stop) {
+    let mut last = tokio::time::Instant::now();
+    let longest = Duration::from_secs(u64::try_from(DURATION_S).unwrap_or_default());
+    loop {
+        tokio::time::sleep(RENEW).await;
+        let renewed = record.write(&api, json!({ "spec": { "renewTime": micro_time() } })).await;
+        match renewed {
+            Ok(()) => last = tokio::time::Instant::now(),
+            Err(error) if matches!(error.code(), 404 | 409) => {
+                if !record.is_still_ours(&api).await.unwrap_or(error.code() == 409) {
+                    stop.signal(Cause::LockLost);
+                    return;
+                }
+            }
+            Err(error) => {
+                let error = OrchestratorError::from(error);
+                tracing::warn!(%error, "the lock could not be renewed");
+            }
+        }
+        if last.elapsed() > longest {
+            stop.signal(Cause::LockLost);
+            return;
+        }
+    }
+}
+
+fn fields(holder: &str, transitions: i32) -> Value {
+    let now = micro_time();
+    json!({
+        "holderIdentity": holder,
+        "leaseDurationSeconds": DURATION_S,
+        "acquireTime": now,
+        "renewTime": now,
+        "leaseTransitions": transitions,
+    })
+}
+
+/// The form that the API server wants of a `MicroTime`: six digits after the point.
+fn micro_time() -> String {
+    format!("{:.6}", Timestamp::now())
+}
+
+fn expiry(spec: &LeaseSpec) -> Option<Timestamp> {
+    let renewed = spec.renew_time.as_ref().or(spec.acquire_time.as_ref())?.0;
+    let duration = u64::try_from(spec.lease_duration_seconds.unwrap_or(DURATION_S)).unwrap_or_default();
+    renewed.saturating_add(Duration::from_secs(duration)).ok()
+}
+
+/// `pass_host_pid` as a sentence's part.
+fn in_words(holder: &str) -> String {
+    let parts: Option<(&str, &str, &str)> =
+        holder.split_once('_').and_then(|(pass, rest)| rest.rsplit_once('_').map(|(host, pid)| (pass, host, pid)));
+    parts.map_or_else(|| holder.to_owned(), |(pass, host, pid)| format!("pass {pass} (process {pid} on {host})"))
+}

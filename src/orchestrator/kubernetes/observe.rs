@@ -1,0 +1,262 @@
+//! What is there: one paged list of Deployments and one of pods, whatever the number of connectors.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use kube::core::params::ListParams;
+use serde::de::DeserializeOwned;
+
+use super::api::{ApiError, Failure, Kind};
+use super::condition::{Condition, LogSource, condition};
+use super::objects::{Deployment, Page, Pod};
+use super::{ANNOTATION_APPLIED, ANNOTATION_MEMORY, Applied, Known, Kubernetes, handle, ownership};
+use crate::desired::Desired;
+use crate::model::{
+    Change, ConfigHash, ConnectorId, ConnectorMemory, Handle, Phase, Trouble, TroubleKind, Vitals, Workload,
+};
+use crate::orchestrator::versioned::decode;
+use crate::orchestrator::{Look, Observation, OrchestratorError};
+use crate::render::kubernetes::{ANNOTATION_HASH, CONTAINER};
+use crate::render::{LABEL_CONNECTOR, LABEL_MANAGER, LABEL_PLATFORM, VARIABLE_HASH};
+use crate::secret::Secret;
+
+/// Objects in one page of a list.
+const PAGE: u32 = 500;
+/// Times that a list is begun again because its next page is no longer kept.
+const LIST_TRIES: u32 = 3;
+
+impl Kubernetes {
+    pub(super) async fn observe_all(&self, desired: &Desired) -> Result<Observation, OrchestratorError> {
+        let mut observation = Observation::default();
+        let selector = format!("{LABEL_MANAGER}={}", self.manager);
+        let deployments: Vec<Deployment> = self.list_all(Kind::Deployments, &selector).await?;
+        // Pods of an older daemon carry its connector id alone.
+        let labelled = |deployment: &Deployment| deployment.spec.template.metadata.labels.contains_key(LABEL_MANAGER);
+        let selector = if deployments.iter().all(labelled) { selector } else { LABEL_CONNECTOR.to_owned() };
+        let pods: Vec<Pod> = self.list_all(Kind::Pods, &selector).await?;
+        let mut pods_of: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
+        for pod in &pods {
+            if let Some(connector) = pod.metadata.labels.get(LABEL_CONNECTOR) {
+                pods_of.entry(connector).or_default().push(pod);
+            }
+        }
+        let now = Timestamp::now();
+        for deployment in deployments {
+            let connector = deployment.metadata.labels.get(LABEL_CONNECTOR).map(String::as_str).unwrap_or_default();
+            let pods = pods_of.get(connector).map(Vec::as_slice).unwrap_or_default();
+            self.take_in(&mut observation, &deployment, pods, desired, now);
+        }
+        Ok(observation)
+    }
+
+    /// Every page of a list; a list whose pages are gone by then is begun again.
+    async fn list_all<T: DeserializeOwned>(&self, kind: Kind, selector: &str) -> Result<Vec<T>, ApiError> {
+        let mut items = Vec::new();
+        let mut next: Option<String> = None;
+        let mut tries = 1;
+        loop {
+            let mut params = ListParams::default().labels(selector).limit(PAGE);
+            if let Some(token) = &next {
+                params = params.continue_token(token);
+            }
+            match self.api.list::<Page<T>>(kind, &params).await {
+                Ok(page) => {
+                    items.extend(page.items.unwrap_or_default());
+                    next = page.metadata.next.filter(|token| !token.is_empty());
+                    if next.is_none() {
+                        return Ok(items);
+                    }
+                }
+                Err(error) if error.code() == 410 && tries < LIST_TRIES => {
+                    tries += 1;
+                    items.clear();
+                    next = None;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn take_in(
+        &self,
+        observation: &mut Observation,
+        deployment: &Deployment,
+        pods: &[&Pod],
+        desired: &Desired,
+        now: Timestamp,
+    ) {
+        let meta = &deployment.metadata;
+        let label = |name: &str| meta.labels.get(name).map(String::as_str);
+        let owner = match (label(LABEL_CONNECTOR).map(ConnectorId::new), label(LABEL_PLATFORM)) {
+            (Some(Ok(connector)), None) => Ok((connector, None)),
+            (Some(Ok(connector)), Some(platform)) if platform == self.platform.label() => {
+                Ok((connector, Some(self.platform)))
+            }
+            (Some(Ok(_)), Some(other)) => Err(format!("a connector of the platform {other}")),
+            _ => Err(format!("a Deployment of this manager without a usable {LABEL_CONNECTOR} label")),
+        };
+        let (connector, platform) = match owner {
+            Ok(owner) => owner,
+            Err(owner) => {
+                observation.observed.foreign.insert(meta.name.clone(), owner);
+                return;
+            }
+        };
+        if meta.deletion_timestamp.is_some() {
+            let why = format!("its Deployment {} is being deleted, and is not gone yet", meta.name);
+            if desired.lists(&connector) {
+                observation.observed.failed.insert(connector, why);
+            }
+            return;
+        }
+        if platform.is_none() && !desired.lists(&connector) {
+            let owner = "a Deployment of an older manager, whose platform is not known".to_owned();
+            observation.observed.foreign.insert(meta.name.clone(), owner);
+        }
+        let known = known(deployment, &connector);
+        let its: Vec<&Pod> = pods.iter().copied().filter(|pod| pod.is_of(&meta.name)).collect();
+        let Condition { phase, vitals, mut troubles, log } = condition(deployment, &its, known.secret.as_deref(), now);
+        let hash = hash(deployment);
+        troubles.extend(drift(deployment, hash.as_ref()));
+        match memory(deployment) {
+            Ok(Some(memory)) => {
+                observation.remembered.insert(connector.clone(), memory);
+            }
+            Ok(None) => {}
+            Err(why) => observation.notices.push(format!(
+                "{ANNOTATION_MEMORY} of Deployment {} cannot be read and counts as empty: {why}",
+                meta.name
+            )),
+        }
+        let handle = handle(&meta.name, &meta.uid);
+        if phase.is_up() {
+            observation.environments.insert(handle.clone(), environment(deployment));
+        }
+        observation.observed.workloads.push(Workload {
+            handle: handle.clone(),
+            name: meta.name.clone(),
+            connector,
+            platform,
+            hash,
+            phase,
+            created: meta.creation_timestamp.unwrap_or_default(),
+            vitals: vitals.filter(|_| phase.is_up()),
+            change: change(deployment),
+            troubles,
+        });
+        self.know(handle, Known { log, ..known });
+    }
+
+    /// A closer look at one Deployment and its pods.
+    pub(super) async fn look_at(&self, handle: &Handle) -> Result<Option<Look>, OrchestratorError> {
+        let Some((name, uid)) = handle.0.split_once('/') else { return Ok(None) };
+        let deployment = match self.api.get::<Deployment>(Kind::Deployments, name).await {
+            Ok(deployment) if deployment.metadata.uid == uid && deployment.metadata.deletion_timestamp.is_none() => {
+                deployment
+            }
+            Ok(_) => return Ok(None),
+            Err(error) if error.is_absent() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let connector = deployment.metadata.labels.get(LABEL_CONNECTOR).cloned().unwrap_or_default();
+        let pods: Vec<Pod> = self.list_all(Kind::Pods, &format!("{LABEL_CONNECTOR}={connector}")).await?;
+        let its: Vec<&Pod> = pods.iter().filter(|pod| pod.is_of(name)).collect();
+        let connector = ConnectorId::new(&connector).map_err(|invalid| OrchestratorError::Refused {
+            what: format!("looking at Deployment {name}"),
+            place: self.api.place.clone(),
+            why: format!("its {LABEL_CONNECTOR} label cannot be used: {invalid}"),
+            cure: "somebody changed its labels: put them back, or delete it",
+        })?;
+        let known = known(&deployment, &connector);
+        let Condition { phase, vitals, troubles, log } =
+            condition(&deployment, &its, known.secret.as_deref(), Timestamp::now());
+        self.know(handle.clone(), Known { log, ..known });
+        let created = deployment.metadata.creation_timestamp.unwrap_or_default();
+        let unseen = || Vitals { generation: Some(String::new()), ..Vitals::default() };
+        let vitals = vitals.unwrap_or_else(unseen);
+        Ok(Some(Look { phase, created, vitals, environment: environment(&deployment), troubles }))
+    }
+
+    fn know(&self, handle: Handle, known: Known) {
+        self.known().insert(handle, known);
+    }
+
+    /// Where the log of a workload is, as far as it was seen.
+    pub(super) fn log_source(&self, handle: &Handle) -> Option<LogSource> {
+        self.known().get(handle)?.log.clone()
+    }
+}
+
+fn known(deployment: &Deployment, connector: &ConnectorId) -> Known {
+    Known { connector: connector.clone(), secret: super::write::secret_in(deployment), log: None }
+}
+
+/// Where we put it, and where the daemon may have left it. One that is empty belongs to a Deployment that is not complete.
+fn hash(deployment: &Deployment) -> Option<ConfigHash> {
+    let annotations = [&deployment.metadata, &deployment.spec.template.metadata].map(|meta| &meta.annotations);
+    let variables = deployment.spec.template.spec.containers.iter().flat_map(|container| &container.env);
+    let variable = || variables.clone().find(|env| env.name == VARIABLE_HASH).and_then(|env| env.value.as_ref());
+    let text = annotations.iter().find_map(|annotations| annotations.get(ANNOTATION_HASH)).or_else(variable)?;
+    ConfigHash::new(text).ok()
+}
+
+/// A Deployment can be changed where it is as long as it selects its pods by labels that ours have.
+fn change(deployment: &Deployment) -> Change {
+    let selector = &deployment.spec.selector;
+    let ours = [LABEL_MANAGER, LABEL_CONNECTOR];
+    let labels = &deployment.metadata.labels;
+    let exact = selector.match_expressions.is_empty()
+        && selector.match_labels.len() == ours.len()
+        && ours
+            .iter()
+            .all(|name| selector.match_labels.get(*name).is_some_and(|value| labels.get(*name) == Some(value)));
+    if exact { Change::InPlace } else { Change::Recreated }
+}
+
+fn drift(deployment: &Deployment, hash: Option<&ConfigHash>) -> Option<Trouble> {
+    let meta = &deployment.metadata;
+    let applied: Applied = decode(meta.annotations.get(ANNOTATION_APPLIED)?).ok()?;
+    // A pass that was cut off wrote the fields of another configuration.
+    let same = hash.is_some_and(|hash| hash.as_str() == applied.hash);
+    let now = ownership::fingerprint(&meta.managed_fields)?;
+    (same && now != applied.fields).then(|| {
+        let mut who = ownership::other_writers(&meta.managed_fields);
+        who.sort_unstable();
+        who.dedup();
+        let who = if who.is_empty() { "fields were removed".to_owned() } else { format!("by {}", who.join(", ")) };
+        Trouble { kind: TroubleKind::Drifted, detail: who }
+    })
+}
+
+fn memory(deployment: &Deployment) -> Result<Option<ConnectorMemory>, String> {
+    deployment.metadata.annotations.get(ANNOTATION_MEMORY).map(|text| decode(text)).transpose()
+}
+
+/// The variables whose values stand in the Deployment; those in its Secret are not read.
+fn environment(deployment: &Deployment) -> Vec<(String, Secret)> {
+    let containers = &deployment.spec.template.spec.containers;
+    let container = containers.iter().find(|container| container.name == CONTAINER).or_else(|| containers.first());
+    let variables = container.map(|container| container.env.as_slice()).unwrap_or_default();
+    let clear = |env: &super::objects::Env| {
+        let value = env.value.as_deref().filter(|_| env.value_from.is_none())?;
+        Some((env.name.clone(), Secret::new(value.replace("$$", "$"))))
+    };
+    variables.iter().filter_map(clear).collect()
+}
+
+impl From<ApiError> for crate::orchestrator::StepError {
+    fn from(error: ApiError) -> Self {
+        match error.failure {
+            Failure::Stopped => Self::Stopped("the pass ended before the API server answered"),
+            _ => Self::Api(error.into()),
+        }
+    }
+}
+
+impl Kubernetes {
+    /// Whether a workload that should run has an image that cannot be pulled: the pull secret may be out of date.
+    pub(super) fn has_pull_trouble(observation: &Observation) -> bool {
+        let workloads = observation.observed.workloads.iter().filter(|workload| workload.phase != Phase::Stopped);
+        workloads.flat_map(|workload| &workload.troubles).any(|trouble| trouble.kind == TroubleKind::ImagePull)
+    }
+}

@@ -1,0 +1,293 @@
+//! A connector's spec as a Deployment and a Secret. Pure.
+//!
+//! Four layers, each over the one before: safe defaults, the operator's base deployment, the operator's variables, and what
+//! this program needs to have its way. Maps are merged key by key, lists of named things by their key; any other list
+//! replaces the one below it.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use k8s_openapi::api::apps::v1::Deployment;
+use serde_json::{Map, Value, json};
+
+use crate::config::{Registry, WorkloadDefaults};
+use crate::model::{ConfigHash, ConnectorId, ManagerId, WorkloadName};
+use crate::render::{CA_PATH, EnvVar, LABEL_HASH, LABEL_MANAGER, Spec, VARIABLE_HASH};
+use crate::secret::Secret;
+
+/// The connector's container in its pod.
+pub const CONTAINER: &str = "connector";
+/// The hash a Deployment was made with, as an annotation of it and of its pods (design: Ownership and names).
+pub const ANNOTATION_HASH: &str = VARIABLE_HASH;
+/// Registry of images that name none.
+const DOCKER_HUB: &str = "https://index.docker.io/v1/";
+/// Key of the proxy's CA in the Secret, and name of its volume.
+const CA_KEY: &str = "xtm-proxy-ca.crt";
+const CA_VOLUME: &str = "xtm-proxy-ca";
+
+/// What of a Deployment the plan decides.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The Secret that its container refers to, where the spec has something for one.
+    pub secret: &'a str,
+    /// The pull secret that we made, if any.
+    pub pull_secret: Option<&'a str>,
+    /// Whether it runs.
+    pub start: bool,
+    /// Whether it is complete: without its hash it counts as out of date.
+    pub complete: bool,
+}
+
+/// The Deployment.
+#[must_use]
+pub fn deployment(spec: &Spec, defaults: &WorkloadDefaults, shape: Shape<'_>) -> Value {
+    let mut deployment = safe_defaults();
+    merge(&mut deployment, Value::Object(prepared_base(&defaults.base, shape.name)));
+    merge(&mut deployment, ours(spec, defaults, shape));
+    set_exactly(&mut deployment, spec, shape);
+    deployment
+}
+
+/// The Secret with a connector's sensitive values, owned by its Deployment. `None` where it has none.
+#[must_use]
+pub fn secret(spec: &Spec, name: &str, owner_name: &str, owner_uid: &str) -> Option<Value> {
+    let encode = |text: &str| Value::from(STANDARD.encode(text));
+    let sensitive = spec.environment.iter().filter(|variable| variable.sensitive);
+    let mut data: Map<String, Value> = sensitive.map(|v| (v.name.clone(), encode(v.value.expose()))).collect();
+    if let Some(ca) = &spec.ca {
+        data.insert(CA_KEY.to_owned(), encode(ca));
+    }
+    let owner = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "name": owner_name, "uid": owner_uid });
+    (!data.is_empty()).then(|| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": { "name": name, "labels": labels(spec), "ownerReferences": [owner] },
+            "type": "Opaque",
+            "data": data,
+        })
+    })
+}
+
+/// The pull secret for the configured registry, owned by the manager's Lease. `None` without a login.
+#[must_use]
+pub fn pull_secret(registry: &Registry, name: &str, manager: &ManagerId, owner: (&str, &str)) -> Option<Value> {
+    let (username, password) = (registry.username.as_deref()?, registry.password.as_ref()?);
+    let server = registry.server.as_deref().unwrap_or(DOCKER_HUB);
+    let auth = STANDARD.encode(format!("{username}:{}", password.expose()));
+    let mut login = json!({ "username": username, "password": password.expose(), "auth": auth });
+    if let (Some(email), Some(fields)) = (&registry.email, login.as_object_mut()) {
+        fields.insert("email".to_owned(), email.as_str().into());
+    }
+    let mut auths = Map::new();
+    auths.insert(server.to_owned(), login);
+    let config = json!({ "auths": auths }).to_string();
+    let owner = json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "name": owner.0, "uid": owner.1 });
+    let mut labels = Map::new();
+    labels.insert(LABEL_MANAGER.to_owned(), manager.as_str().into());
+    Some(json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": { "name": name, "labels": labels, "ownerReferences": [owner] },
+        "type": "kubernetes.io/dockerconfigjson",
+        "data": { ".dockerconfigjson": STANDARD.encode(config) },
+    }))
+}
+
+/// Whether the operator's part makes a Deployment at all: renders one and reads it with the API's own types. Fields that
+/// those do not know are told by the API server.
+pub fn check(defaults: &WorkloadDefaults) -> Result<(), String> {
+    let invalid = |invalid: crate::model::InvalidValue| invalid.to_string();
+    let spec = Spec {
+        connector: ConnectorId::new("check").map_err(invalid)?,
+        name: WorkloadName::of("check", &ConnectorId::new("check").map_err(invalid)?),
+        image: "check".to_owned(),
+        hash: ConfigHash::new("0").map_err(invalid)?,
+        labels: [(LABEL_MANAGER.to_owned(), "check".to_owned())].into(),
+        environment: vec![EnvVar { name: "A".to_owned(), value: Secret::new("b".to_owned()), sensitive: false }],
+        ca: None,
+    };
+    let shape = Shape { name: "check", secret: "check", pull_secret: None, start: true, complete: true };
+    let rendered = deployment(&spec, defaults, shape);
+    serde_json::from_value::<Deployment>(rendered).map(drop).map_err(|error| error.to_string())
+}
+
+/// Ownership; the hash is an annotation here, for a label could not hold every platform's (contracts 3).
+fn labels(spec: &Spec) -> Map<String, Value> {
+    let labels = spec.labels.iter().filter(|(name, _)| *name != LABEL_HASH);
+    labels.map(|(name, value)| (name.clone(), Value::from(value.as_str()))).collect()
+}
+
+/// Safe for every connector that is known: they need no other rights than to reach the network.
+fn safe_defaults() -> Value {
+    json!({
+        "spec": {
+            "template": { "spec": {
+                "automountServiceAccountToken": false,
+                // Variables of the namespace's services could be taken for a connector's own: OPENCTI_PORT and the like.
+                "enableServiceLinks": false,
+                "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
+                "containers": [{
+                    "name": CONTAINER,
+                    "imagePullPolicy": "IfNotPresent",
+                    "securityContext": { "allowPrivilegeEscalation": false },
+                }],
+            } },
+        },
+    })
+}
+
+/// The operator's base with its meaning for this connector: a container without a name, named `connector` or named as the
+/// workload is the connector's; what cannot be a base is taken out.
+fn prepared_base(base: &Map<String, Value>, name: &str) -> Map<String, Value> {
+    let mut base = base.clone();
+    base.remove("status");
+    if let Some(spec) = base.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.remove("selector");
+    }
+    let containers = base
+        .get_mut("spec")
+        .and_then(|spec| spec.pointer_mut("/template/spec/containers"))
+        .and_then(Value::as_array_mut);
+    if let Some(containers) = containers {
+        let mut gathered: Vec<Value> = Vec::new();
+        for mut container in std::mem::take(containers) {
+            if let Some(fields) = container.as_object_mut() {
+                let its = fields.get("name").and_then(Value::as_str);
+                if its.is_none_or(|its| its == CONTAINER || its == name) {
+                    fields.insert("name".to_owned(), CONTAINER.into());
+                }
+            }
+            merge_list(&mut gathered, vec![container]);
+        }
+        *containers = gathered;
+    }
+    base
+}
+
+fn ours(spec: &Spec, defaults: &WorkloadDefaults, shape: Shape<'_>) -> Value {
+    let labels = labels(spec);
+    let mut container = json!({
+        "name": CONTAINER,
+        "image": spec.image,
+        "env": spec.environment.iter().map(|variable| env(variable, shape.secret)).collect::<Vec<_>>(),
+    });
+    let mut pod = Map::new();
+    if let Some(fields) = container.as_object_mut() {
+        if let Some(policy) = defaults.pull_policy {
+            fields.insert("imagePullPolicy".to_owned(), policy.as_str().into());
+        }
+        if spec.ca.is_some() {
+            let mount =
+                json!([{ "name": CA_VOLUME, "mountPath": format!("/{CA_PATH}"), "subPath": CA_KEY, "readOnly": true }]);
+            fields.insert("volumeMounts".to_owned(), mount);
+            let items = json!([{ "key": CA_KEY, "path": CA_KEY }]);
+            let volume = json!([{ "name": CA_VOLUME, "secret": { "secretName": shape.secret, "items": items } }]);
+            pod.insert("volumes".to_owned(), volume);
+        }
+    }
+    let names = defaults.pull_secrets.iter().map(String::as_str).chain(shape.pull_secret);
+    let pull_secrets: Vec<Value> = names.map(|name| json!({ "name": name })).collect();
+    if !pull_secrets.is_empty() {
+        pod.insert("imagePullSecrets".to_owned(), pull_secrets.into());
+    }
+    pod.insert("containers".to_owned(), json!([container]));
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": { "name": shape.name, "labels": labels },
+        "spec": { "template": { "metadata": { "labels": labels }, "spec": pod } },
+    })
+}
+
+/// What no layer may change, nor add to.
+fn set_exactly(deployment: &mut Value, spec: &Spec, shape: Shape<'_>) {
+    let hash = if shape.complete { spec.hash.as_str() } else { "" };
+    let selector: Map<String, Value> = selector(spec).collect();
+    let exact = [
+        ("/metadata/annotations", ANNOTATION_HASH, Value::from(hash)),
+        ("/spec/template/metadata/annotations", ANNOTATION_HASH, spec.hash.as_str().into()),
+        ("/spec", "replicas", u8::from(shape.start).into()),
+        // Two instances of a connector must never run at once.
+        ("/spec", "strategy", json!({ "type": "Recreate" })),
+        ("/spec", "selector", json!({ "matchLabels": selector })),
+        ("/spec/template/spec", "restartPolicy", "Always".into()),
+    ];
+    for (path, key, value) in exact {
+        let empty =
+            path.rsplit('/').filter(|part| !part.is_empty()).fold(json!({}), |inner, part| json!({ part: inner }));
+        merge(deployment, empty);
+        if let Some(fields) = deployment.pointer_mut(path).and_then(Value::as_object_mut) {
+            fields.insert(key.to_owned(), value);
+        }
+    }
+    if let Some(metadata) = deployment.get_mut("metadata").and_then(Value::as_object_mut) {
+        for key in ["namespace", "uid", "resourceVersion", "managedFields", "ownerReferences"] {
+            metadata.remove(key);
+        }
+    }
+}
+
+/// The labels by which a Deployment finds its pods: they never change.
+pub fn selector(spec: &Spec) -> impl Iterator<Item = (String, Value)> {
+    let wanted = [LABEL_MANAGER, crate::render::LABEL_CONNECTOR];
+    let labels = spec.labels.iter().filter(move |(name, _)| wanted.contains(&name.as_str()));
+    labels.map(|(name, value)| (name.clone(), Value::from(value.as_str())))
+}
+
+fn env(variable: &EnvVar, secret: &str) -> Value {
+    if variable.sensitive {
+        let reference = json!({ "name": secret, "key": variable.name });
+        return json!({ "name": variable.name, "valueFrom": { "secretKeyRef": reference } });
+    }
+    // The kubelet would take `$(NAME)` for a reference; `$$` stands for one `$`.
+    json!({ "name": variable.name, "value": variable.value.expose().replace('$', "$$") })
+}
+
+/// Lays `over` upon `base`.
+fn merge(base: &mut Value, over: Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                match base.get_mut(&key) {
+                    Some(below) => merge(below, value),
+                    None => {
+                        base.insert(key, value);
+                    }
+                }
+            }
+        }
+        (Value::Array(base), Value::Array(over)) if is_keyed(base) && is_keyed(&over) => merge_list(base, over),
+        (base, over) => *base = over,
+    }
+}
+
+/// Items of the same key are merged; others stand side by side.
+fn merge_list(base: &mut Vec<Value>, over: Vec<Value>) {
+    for item in over {
+        match base.iter_mut().find(|known| key(known).is_some() && key(known) == key(&item)) {
+            Some(known) => {
+                // A variable has one value, or one reference.
+                if let (Some(fields), true) = (known.as_object_mut(), has_value(&item)) {
+                    fields.retain(|key, _| key != "value" && key != "valueFrom");
+                }
+                merge(known, item);
+            }
+            None => base.push(item),
+        }
+    }
+}
+
+fn has_value(item: &Value) -> bool {
+    item.get("value").or_else(|| item.get("valueFrom")).is_some()
+}
+
+fn is_keyed(list: &[Value]) -> bool {
+    list.iter().all(|item| key(item).is_some())
+}
+
+/// What tells one item from another: a mount's path, anything else's name.
+fn key(item: &Value) -> Option<&str> {
+    item.get("mountPath").or_else(|| item.get("name")).and_then(Value::as_str)
+}
