@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use xtm_reconcile::config::{self, Endpoint, RestartPolicy, Settings, Ulimit};
+use xtm_reconcile::config::{self, DockerSettings, Endpoint, OrchestratorSettings, RestartPolicy, Settings, Ulimit};
 use xtm_reconcile::exit;
 
 use crate::support::{Binary, KeyForm, TestKey};
@@ -43,6 +43,14 @@ fn without(mut variables: Variables, name: &str) -> Variables {
 #[track_caller]
 fn loaded(files: &[PathBuf], variables: Variables) -> Settings {
     config::load(files, variables.into_iter(), false).unwrap_or_else(|error| panic!("{:#?}", error.0))
+}
+
+#[track_caller]
+fn docker(settings: &Settings) -> &DockerSettings {
+    match &settings.orchestrator {
+        OrchestratorSettings::Docker(docker) => docker,
+        OrchestratorSettings::Kubernetes(_) => panic!("the selector is docker"),
+    }
 }
 
 /// The problems, one a line.
@@ -317,7 +325,7 @@ fn lists_and_maps_come_by_comma_json_and_index() {
         let named: Vec<(String, &str)> =
             pairs.iter().map(|(name, value)| (format!("{prefix}{name}"), *value)).collect();
         let named: Vec<(&str, &str)> = named.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-        loaded(&[], with(good(), &named)).docker.container
+        docker(&loaded(&[], with(good(), &named))).container.clone()
     };
     let expected = Some(vec!["1.1.1.1".to_owned(), "9.9.9.9".to_owned()]);
     assert_eq!(set(&[("DNS", "1.1.1.1, 9.9.9.9,")]).dns, expected);
@@ -436,7 +444,7 @@ fn the_daemons_file_is_read_as_it_is_and_the_environment_wins() {
     assert_eq!(settings.opencti.url, "http://opencti:4000", "the environment's");
     assert_eq!(settings.manager.name, "Filigran connector manager");
     assert_eq!(settings.registry.server.as_deref(), Some("registry.example.org"));
-    let container = &settings.docker.container;
+    let container = &docker(&settings).container;
     assert_eq!(container.network_mode.as_deref(), Some("bridge"));
     assert_eq!(container.extra_hosts.as_deref().unwrap(), ["host.docker.internal:host-gateway"]);
     assert_eq!(container.privileged, Some(false));
@@ -458,7 +466,7 @@ fn the_daemons_file_is_read_as_it_is_and_the_environment_wins() {
     let settings = loaded(&files, without(good(), "OPENCTI__URL"));
     assert_eq!(settings.opencti.url, "http://last:1");
     assert_eq!(settings.manager.name, "Last");
-    assert_eq!(settings.docker.container.extra_hosts.as_deref().unwrap(), [""; 0]);
+    assert_eq!(docker(&settings).container.extra_hosts.as_deref().unwrap(), [""; 0]);
     assert_eq!(settings.registry.server.as_deref(), Some("registry.example.org"));
 }
 
@@ -539,7 +547,7 @@ fn unknown_names_are_told_with_the_nearest_known_one_and_meaningless_ones_once()
 
 #[test]
 fn the_engine_is_named_as_the_docker_client_names_it() {
-    let endpoint = |more: &[(&str, &str)]| loaded(&[], with(good(), more)).docker.endpoint;
+    let endpoint = |more: &[(&str, &str)]| docker(&loaded(&[], with(good(), more))).endpoint.clone();
     assert_eq!(endpoint(&[]), Endpoint::Unix("/var/run/docker.sock".to_owned()));
     assert_eq!(
         endpoint(&[("DOCKER_HOST", "unix:///run/user/1000/docker.sock")]).to_string(),
@@ -556,7 +564,7 @@ fn the_engine_is_named_as_the_docker_client_names_it() {
     for name in ["ca.pem", "cert.pem", "key.pem"] {
         file(folder.path(), name, "", 0o600);
     }
-    assert!(matches!(loaded(&[], variables).docker.endpoint, Endpoint::Tcp(_, Some(_))));
+    assert!(matches!(docker(&loaded(&[], variables)).endpoint, Endpoint::Tcp(_, Some(_))));
 }
 
 #[test]

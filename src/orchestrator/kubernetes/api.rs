@@ -162,17 +162,22 @@ impl Api {
     }
 
     fn error(&self, what: &str, failure: Failure) -> ApiError {
-        ApiError { what: format!("{what} in namespace {}", self.namespace), place: self.place.clone(), failure }
+        ApiError { what: what.to_owned(), place: self.place.clone(), failure }
+    }
+
+    /// `what` as messages have it.
+    fn here(&self, what: &str) -> String {
+        format!("{what} in namespace {}", self.namespace)
     }
 
     pub(super) async fn version(&self) -> Result<k8s_openapi::apimachinery::pkg::version::Info, ApiError> {
-        self.send("get /version", Request::new("/version").get("", &GetParams::default()), true).await
+        self.send("get /version", Request::new("").get("version", &GetParams::default()), true).await
     }
 
     /// The namespace itself.
     pub(super) async fn get_namespace(&self) -> Result<Value, ApiError> {
         let request = Request::new("/api/v1/namespaces").get(&self.namespace, &GetParams::default());
-        self.send("get the namespace", request, true).await
+        self.send(&format!("get the namespace {}", self.namespace), request, true).await
     }
 
     pub(super) async fn may(&self, review: &impl Serialize) -> Result<Value, ApiError> {
@@ -182,12 +187,12 @@ impl Api {
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, kind: Kind, name: &str) -> Result<T, ApiError> {
-        let what = format!("get {} {name}", kind.plural());
+        let what = self.here(&format!("get {} {name}", kind.plural()));
         self.send(&what, self.request(kind).get(name, &GetParams::default()), true).await
     }
 
     pub(super) async fn list<T: DeserializeOwned>(&self, kind: Kind, params: &ListParams) -> Result<T, ApiError> {
-        self.send(&format!("list {}", kind.plural()), self.request(kind).list(params), true).await
+        self.send(&self.here(&format!("list {}", kind.plural())), self.request(kind).list(params), true).await
     }
 
     /// Creates an object that must not exist yet.
@@ -198,7 +203,7 @@ impl Api {
         dry_run: bool,
     ) -> Result<T, ApiError> {
         let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
-        let what = format!("create {} {}", kind.plural(), name_of(object));
+        let what = self.here(&format!("create {} {}", kind.plural(), name_of(object)));
         let request = self.request(kind).create(&params, object.to_string().into_bytes());
         self.send(&what, request, false).await
     }
@@ -230,7 +235,7 @@ impl Api {
         patch: &Patch<&Value>,
     ) -> Result<T, ApiError> {
         let below = subresource.map(|subresource| format!("/{subresource}")).unwrap_or_default();
-        let what = format!("patch {}{below} {name}", kind.plural());
+        let what = self.here(&format!("patch {}{below} {name}", kind.plural()));
         let request = match subresource {
             Some(subresource) => self.request(kind).patch_subresource(subresource, name, params, patch),
             None => self.request(kind).patch(name, params, patch),
@@ -244,7 +249,7 @@ impl Api {
     pub(super) async fn delete(&self, kind: Kind, name: &str, uid: Option<&str>) -> Result<(), ApiError> {
         let preconditions = uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None });
         let params = DeleteParams { preconditions, ..DeleteParams::background() };
-        let what = format!("delete {} {name}", kind.plural());
+        let what = self.here(&format!("delete {} {name}", kind.plural()));
         match self.send::<Value>(&what, self.request(kind).delete(name, &params), true).await {
             Err(error) if error.is_absent() || (uid.is_some() && error.code() == 409) => Ok(()),
             done => done.map(drop),
@@ -253,7 +258,7 @@ impl Api {
 
     /// A part of a log, whatever bytes it holds.
     pub(super) async fn log(&self, pod: &str, query: &str) -> Result<Vec<u8>, ApiError> {
-        let what = format!("get pods/log {pod}");
+        let what = self.here(&format!("get pods/log {pod}"));
         let request =
             self.request(Kind::Pods).get_subresource("log", pod).map_err(|error| self.error(&what, unbuilt(&error)))?;
         let (mut parts, body) = request.into_parts();
