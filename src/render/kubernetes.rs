@@ -178,6 +178,9 @@ fn ours(spec: &Spec, defaults: &WorkloadDefaults, shape: Shape<'_>) -> Value {
         if let Some(policy) = defaults.pull_policy {
             fields.insert("imagePullPolicy".to_owned(), policy.as_str().into());
         }
+        if let Some(resources) = &defaults.resources {
+            fields.insert("resources".to_owned(), resources.clone());
+        }
         if spec.ca.is_some() {
             let mount =
                 json!([{ "name": CA_VOLUME, "mountPath": format!("/{CA_PATH}"), "subPath": CA_KEY, "readOnly": true }]);

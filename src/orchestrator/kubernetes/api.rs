@@ -129,6 +129,8 @@ impl From<ApiError> for OrchestratorError {
             403 => CURE_FORBIDDEN,
             404 if namespace_absent => CURE_NO_NAMESPACE,
             400 | 422 => CURE_INVALID,
+            // Unknown fields of an apply are answered so.
+            500 if why.contains("typed patch object") => CURE_INVALID,
             429 | 503 | 504 => CURE_BUSY,
             _ => CURE_OTHER,
         };

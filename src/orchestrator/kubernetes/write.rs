@@ -14,7 +14,7 @@ use crate::model::{ConnectorId, Handle, short_hash};
 use crate::orchestrator::versioned::encode;
 use crate::orchestrator::{OrchestratorError, StepError};
 use crate::plan::Obstacle;
-use crate::render::kubernetes::{self as render, Shape};
+use crate::render::kubernetes::{self as render, ANNOTATION_HASH, Shape};
 use crate::render::{LABEL_CONNECTOR, LABEL_MANAGER, Spec};
 use crate::stop::Stop;
 
@@ -99,7 +99,9 @@ impl Kubernetes {
     async fn converge(&self, spec: &Spec, object: Value, start: bool) -> Result<Handle, StepError> {
         let target = read(&object)?;
         let (name, uid) = (target.metadata.name.clone(), target.metadata.uid.clone());
-        let current = secret_in(&target);
+        // What is not complete runs nothing: it keeps the Secret that it was made for.
+        let complete = target.metadata.annotations.get(ANNOTATION_HASH).is_none_or(|hash| !hash.is_empty());
+        let current = secret_in(&target).filter(|_| complete);
         let pull_secret = self.pull_secret().await?;
         let free = SLOTS.map(|slot| secret_name(spec, slot)).into_iter().find(|slot| Some(slot) != current.as_ref());
         let free = free.unwrap_or_default();
