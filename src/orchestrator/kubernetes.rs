@@ -45,7 +45,7 @@ const ANNOTATION_APPLIED: &str = "xtm-reconcile/applied";
 const ANNOTATION_REGISTRATION: &str = "xtm-reconcile/registration";
 /// Most bytes that are read of one log. The API server keeps the first of them, so that a log that is longer is asked for
 /// again, from further on.
-const LOG_BYTES: usize = 4 << 20;
+const LOG_BYTES: usize = 2 << 20;
 /// Longest RFC 1123 label.
 const NAME_MAX: usize = 63;
 

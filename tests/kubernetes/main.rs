@@ -4,6 +4,9 @@
 mod adopt;
 mod cluster;
 mod deploy;
+mod lease;
+mod logs;
 mod scene;
+mod states;
 mod support;
 mod tap;

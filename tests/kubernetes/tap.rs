@@ -295,7 +295,9 @@ fn log_answer(state: &State, call: &Call) -> Option<Answer> {
     Some(match text {
         Some(text) => {
             let lines: Vec<&str> = text.lines().collect();
-            let kept = lines[lines.len().saturating_sub(tail.unwrap_or(usize::MAX))..].join("\n");
+            let mut kept = lines[lines.len().saturating_sub(tail.unwrap_or(usize::MAX))..].join("\n");
+            let limit = call.query.split('&').find_map(|pair| pair.strip_prefix("limitBytes=")?.parse::<usize>().ok());
+            kept.truncate(limit.unwrap_or(usize::MAX));
             Answer { code: 200, retry: None, kind: "text/plain".to_owned(), body: kept.into_bytes() }
         }
         None => {

@@ -41,7 +41,8 @@ pub(super) struct Record {
     name: String,
     pub(super) uid: String,
     holder: String,
-    version: Mutex<String>,
+    /// `None`: it was lost, and must not be written any more.
+    version: Mutex<Option<String>>,
 }
 
 impl Kubernetes {
@@ -122,7 +123,7 @@ impl Kubernetes {
     }
 
     fn held(&self, lease: Lease, name: String, holder: String) -> HeldLease {
-        let version = Mutex::new(lease.metadata.resource_version.clone().unwrap_or_default());
+        let version = Mutex::new(lease.metadata.resource_version.clone());
         let uid = lease.metadata.uid.clone().unwrap_or_default();
         let record = Arc::new(Record { name, uid, holder, version });
         let renewing = tokio::spawn(renew(Arc::clone(&self.api), Arc::clone(&record), self.stop.clone()));
@@ -186,9 +187,10 @@ impl Kubernetes {
 }
 
 impl Record {
-    /// Changes the Lease, as long as nobody else did.
+    /// Changes the Lease, as long as nobody else did. One that was lost is left alone.
     async fn write(&self, api: &Api, mut patch: Value) -> Result<(), ApiError> {
-        let mut version = self.version.lock().await;
+        let mut known = self.version.lock().await;
+        let Some(version) = known.as_ref() else { return Ok(()) };
         if let Some(fields) = patch.as_object_mut() {
             let metadata = fields.entry("metadata").or_insert_with(|| json!({}));
             if let Some(metadata) = metadata.as_object_mut() {
@@ -196,7 +198,7 @@ impl Record {
             }
         }
         let lease: Lease = api.merge(Kind::Leases, &self.name, None, &patch).await?;
-        *version = lease.metadata.resource_version.unwrap_or_default();
+        *known = lease.metadata.resource_version;
         Ok(())
     }
 
@@ -204,8 +206,9 @@ impl Record {
     async fn is_still_ours(&self, api: &Api) -> Result<bool, ApiError> {
         let mut version = self.version.lock().await;
         let lease: Lease = api.get(Kind::Leases, &self.name).await?;
-        *version = lease.metadata.resource_version.unwrap_or_default();
-        Ok(lease.spec.and_then(|spec| spec.holder_identity).as_deref() == Some(self.holder.as_str()))
+        let ours = lease.spec.and_then(|spec| spec.holder_identity).as_deref() == Some(self.holder.as_str());
+        *version = lease.metadata.resource_version.filter(|_| ours);
+        Ok(ours)
     }
 }
 

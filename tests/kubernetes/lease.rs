@@ -1,0 +1,180 @@
+//! The Lease: lock and pass record.
+
+use serde_json::{Value, json};
+
+use crate::cluster::ago;
+use crate::scene::{Scene, expect_all, faults, line, steps};
+use crate::support::Signal;
+use crate::tap::Fault;
+
+fn lease(scene: &Scene) -> Value {
+    let leases = scene.cluster.leases();
+    assert_eq!(leases.len(), 1, "{leases:#?}");
+    leases[0].clone()
+}
+
+fn lease_path(scene: &Scene) -> String {
+    let name = lease(scene)["metadata"]["name"].as_str().unwrap().to_owned();
+    format!("{}/{name}", scene.cluster.path("apis/coordination.k8s.io/v1", "leases"))
+}
+
+fn edit(scene: &Scene, patch: &Value) {
+    let path = lease_path(scene);
+    let (code, answer) = scene.cluster.ask("PATCH", &path, "application/merge-patch+json", Some(patch));
+    assert!(code < 300, "{answer:#}");
+}
+
+#[test]
+fn a_pass_holds_the_lease_and_gives_it_back_with_what_it_remembers() {
+    let scene = Scene::new("lease");
+    scene.connector("alpha");
+    let gate = scene.cluster.tap.hold("POST", "/deployments", 0);
+    let running = scene.program().args(["run", "--output", "json"]).spawn();
+    gate.wait();
+    let held = lease(&scene);
+    assert_eq!(held["metadata"]["name"], format!("xtm-reconcile-{}", scene.manager));
+    assert_eq!(held["metadata"]["labels"]["opencti-manager"], scene.manager);
+    assert!(held["spec"]["holderIdentity"].as_str().unwrap().contains('_'), "{held:#}");
+
+    // A second pass says by whom it is held and since when, and touches nothing.
+    scene.cluster.tap.take_calls();
+    let second = scene.program().args(["run", "--output", "json"]).run().expect_code(6).json();
+    expect_all(
+        &faults(&second),
+        &["another pass holds the lock", "(process ", "since ", "expires a minute after"],
+        "locked",
+    );
+    assert_eq!(scene.writes(), [] as [String; 0]);
+
+    gate.open();
+    running.wait().expect_code(0);
+    let free = lease(&scene);
+    assert_eq!(free["spec"]["holderIdentity"], Value::Null, "{free:#}");
+    let registration = free["metadata"]["annotations"]["xtm-reconcile/registration"].as_str().unwrap();
+    let registration: Value = serde_json::from_str(registration).unwrap();
+    assert_eq!(registration["v"], 1, "{registration:#}");
+    scene.pass().expect_code(0);
+    assert_eq!(lease(&scene)["spec"]["leaseTransitions"], 1);
+}
+
+#[test]
+fn a_lease_that_expired_is_taken_over_and_one_that_did_not_is_not() {
+    let scene = Scene::running("expired", &["alpha"]);
+    let held = |age: i64| json!({ "spec": { "holderIdentity": "0badcafe_a-pod_7", "leaseDurationSeconds": 60, "acquireTime": format!("{}", micro(age)), "renewTime": micro(age) } });
+    edit(&scene, &held(20));
+    let report = scene.pass().expect_code(6).json();
+    expect_all(&faults(&report), &["pass 0badcafe (process 7 on a-pod)"], "held");
+    edit(&scene, &held(61));
+    scene.pass().expect_code(0);
+    assert_eq!(lease(&scene)["spec"]["holderIdentity"], Value::Null);
+}
+
+fn micro(seconds: i64) -> String {
+    ago(seconds).replace('Z', ".000000Z")
+}
+
+#[test]
+fn of_two_passes_that_both_see_it_free_one_gets_it() {
+    let scene = Scene::running("race", &["alpha"]);
+    // Both have looked; then both take.
+    let gates = [scene.cluster.tap.hold("PATCH", "/leases/", 0), scene.cluster.tap.hold("PATCH", "/leases/", 0)];
+    let running: Vec<_> = gates.iter().map(|_| scene.program().args(["run", "--output", "json"]).spawn()).collect();
+    for gate in &gates {
+        gate.wait();
+    }
+    // The one that wins is kept in its pass, so that the other one sees it held.
+    let kept = scene.cluster.tap.hold("GET", "/deployments", 0);
+    for gate in &gates {
+        gate.open();
+    }
+    kept.wait();
+    scene.cluster.wait_for("one of them to end", |_| running.iter().any(|pass| !pass.is_running()).then_some(()));
+    kept.open();
+    let mut codes: Vec<_> = running.into_iter().map(|pass| pass.wait().code).collect();
+    codes.sort_unstable();
+    assert_eq!(codes, [Some(0), Some(6)]);
+}
+
+#[test]
+fn a_pass_that_lost_its_lease_starts_nothing_more() {
+    let scene = Scene::new("lost");
+    for name in ["alpha", "beta", "gamma"] {
+        scene.connector(name);
+    }
+    // Another pass takes over while this one waits for an answer, longer than it may go without renewing.
+    let gate = scene.cluster.tap.hold("POST", "/deployments", 0);
+    let running = scene.program().var("MANAGER__CONCURRENCY", "1").args(["run", "--output", "json"]).spawn();
+    gate.wait();
+    edit(&scene, &json!({ "spec": { "holderIdentity": "another_one_1", "renewTime": micro(0) } }));
+    let program = scene.cluster.wait_for("the program to see it", |cluster| {
+        let lost = cluster
+            .tap
+            .take_calls()
+            .iter()
+            .any(|call| call.method == "GET" && call.path.contains("/leases/") && call.code == 200);
+        lost.then_some(())
+    });
+    let () = program;
+    gate.open();
+    let report = running.wait().expect_code(6).json();
+    expect_all(&faults(&report), &["another pass took over the lock"], "lost");
+    assert!(!scene.cluster.has_deployment("gamma"), "{report:#}");
+    assert_eq!(lease(&scene)["spec"]["holderIdentity"], "another_one_1", "it is not given back");
+}
+
+#[test]
+fn a_pass_that_was_killed_is_followed_once_its_lease_has_expired() {
+    let scene = Scene::new("killed");
+    scene.connector_with("alpha", |connector| connector.secret("API_PASSWORD", "s3cr3t-value"));
+    let gate = scene.cluster.tap.hold("PATCH", "/secrets/", 0);
+    let running = scene.program().args(["run", "--output", "json"]).spawn();
+    gate.wait();
+    running.signal(Signal::KILL);
+    running.wait();
+    gate.open();
+    scene.pass().expect_code(6);
+    edit(&scene, &json!({ "spec": { "renewTime": micro(61) } }));
+    let report = scene.pass().expect_code(0).json();
+    assert_eq!(steps(&report), [("id-alpha".to_owned(), "refresh".to_owned())], "{report:#}");
+    assert_eq!(scene.cluster.deployment("alpha")["spec"]["replicas"], 1);
+}
+
+#[test]
+fn what_cannot_be_read_of_the_memory_is_told_and_counts_as_empty() {
+    let scene = Scene::running("memory", &["alpha"]);
+    let broken = [("{", "EOF"), (r#"{"v":99}"#, "version 99"), (r#"{"v":1,"window":7}"#, "invalid type")];
+    for (text, why) in broken {
+        let annotation = json!({ "metadata": { "annotations": { "xtm-reconcile/memory": text } } });
+        scene.cluster.edit(&scene.cluster.deployment_path("alpha"), "somebody", &annotation);
+        edit(&scene, &json!({ "metadata": { "annotations": { "xtm-reconcile/registration": text } } }));
+        let report = scene.pass().expect_code(0).json();
+        let told = report["notices"].to_string();
+        expect_all(
+            &told,
+            &["xtm-reconcile/memory of Deployment alpha cannot be read", "xtm-reconcile/registration of the Lease"],
+            text,
+        );
+        if text != r#"{"v":1,"window":7}"# {
+            expect_all(&told, &[why], text);
+        }
+        assert_eq!(line(&report, "alpha")["skip"]["kind"], "running");
+        expect_all(&report["platforms"].to_string(), &["there is no memory"], "registered again");
+    }
+}
+
+#[test]
+fn a_lease_of_somebody_else_is_left_alone() {
+    let scene = Scene::new("foreign");
+    let lease = json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": { "name": format!("xtm-reconcile-{}", scene.manager) } });
+    scene.cluster.expect("POST", &scene.cluster.path("apis/coordination.k8s.io/v1", "leases"), Some(&lease));
+    let report = scene.pass().expect_code(4).json();
+    expect_all(&faults(&report), &["somebody else's", "delete or rename that Lease"], "foreign");
+}
+
+#[test]
+fn a_lease_request_whose_answer_is_lost_does_not_lock_us_out() {
+    let scene = Scene::running("lostanswer", &["alpha"]);
+    scene.cluster.tap.fault("PATCH", "/leases/", 1, Fault::DropAfter);
+    let report = scene.pass();
+    assert!(matches!(report.code, Some(0 | 6)), "{report:?}");
+}
