@@ -46,6 +46,8 @@ const ANNOTATION_REGISTRATION: &str = "xtm-reconcile/registration";
 /// Most bytes that are read of one log. The API server keeps the first of them, so that a log that is longer is asked for
 /// again, from further on.
 const LOG_BYTES: usize = 2 << 20;
+/// Longest wait for the API server's first answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest RFC 1123 label.
 const NAME_MAX: usize = 63;
 
@@ -125,7 +127,12 @@ impl Kubernetes {
         let place = format!("the API server at {}", config.cluster_url.to_string().trim_end_matches('/'));
         let client = Client::try_from(config).map_err(|error| refused(error.to_string()))?;
         let api = Arc::new(Api::new(client, namespace, place, stop.clone()));
-        let version = api.version().await?;
+        let asked = tokio::time::timeout(CONNECT_TIMEOUT, api.version()).await;
+        let version = asked.map_err(|_| OrchestratorError::Unreachable {
+            place: api.place.clone(),
+            why: format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+            cure: api::CURE_UNREACHABLE,
+        })??;
         Ok(Self {
             description: format!("Kubernetes {}, namespace {}", version.git_version, api.namespace),
             api,

@@ -269,7 +269,7 @@ impl Answer {
 
 fn take_fault(state: &mut State, call: &Call) -> Option<Fault> {
     let fits = |planned: &Planned| {
-        planned.method == call.method
+        (planned.method == call.method || (planned.method == "ANY-WRITE" && call.is_write()))
             && (call.path.contains(&planned.part) || call.content_type.contains(&planned.part))
     };
     let place = state.faults.iter().position(fits)?;

@@ -25,7 +25,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// Longest wait that an API server may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-const CURE_UNREACHABLE: &str =
+pub(super) const CURE_UNREACHABLE: &str =
     "see that the API server answers at this address, and that the kubeconfig or the service account's CA fits it";
 const CURE_UNAUTHORIZED: &str =
     "the token or certificate is expired or wrong: renew the kubeconfig, or see that the pod's service account exists";

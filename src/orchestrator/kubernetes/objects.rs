@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 /// One page of a list.
@@ -11,8 +11,13 @@ use serde_json::Value;
 pub(super) struct Page<T> {
     #[serde(default)]
     pub(super) metadata: PageMeta,
-    /// Null for none, of some servers.
-    pub(super) items: Option<Vec<T>>,
+    /// Null for none, of some servers; but an answer without it is no list.
+    #[serde(deserialize_with = "nullable")]
+    pub(super) items: Vec<T>,
+}
+
+fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 #[derive(Debug, Default, Deserialize)]

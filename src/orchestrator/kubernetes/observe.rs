@@ -61,7 +61,7 @@ impl Kubernetes {
             }
             match self.api.list::<Page<T>>(kind, &params).await {
                 Ok(page) => {
-                    items.extend(page.items.unwrap_or_default());
+                    items.extend(page.items);
                     next = page.metadata.next.filter(|token| !token.is_empty());
                     if next.is_none() {
                         return Ok(items);

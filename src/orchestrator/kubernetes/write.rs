@@ -201,7 +201,7 @@ impl Kubernetes {
         let params = ListParams::default().labels(&format!("{LABEL_CONNECTOR}={connector}"));
         let begun = tokio::time::Instant::now();
         loop {
-            let pods = self.api.list::<Page<Pod>>(Kind::Pods, &params).await?.items.unwrap_or_default();
+            let pods = self.api.list::<Page<Pod>>(Kind::Pods, &params).await?.items;
             let ended = |pod: &Pod| matches!(pod.status.phase.as_str(), "Failed" | "Succeeded");
             let Some(left) = pods.iter().find(|pod| pod.is_of(name) && !ended(pod)) else { return Ok(()) };
             if begun.elapsed() >= END_TIMEOUT || stop.cause().is_some() {

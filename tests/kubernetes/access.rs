@@ -1,0 +1,125 @@
+//! What the program may do, and what it does.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+use xtm_reconcile::orchestrator::kubernetes::PERMISSIONS;
+
+use crate::cluster::shipped_rules;
+use crate::scene::{Scene, expect_all};
+use crate::tap::{Access, Call, Fault};
+
+fn used(calls: &[Call]) -> BTreeSet<Access> {
+    calls.iter().filter_map(Call::access).flatten().collect()
+}
+
+/// Every way of a pass, its requests recorded.
+fn everything() -> Vec<Call> {
+    let mut calls = Vec::new();
+    let scene = Scene::new("everything");
+    let mut done = |scene: &Scene| calls.extend(scene.cluster.tap.take_calls());
+    // First a plan where there is nothing yet, then deployed with login and secrets, and refused once by the server.
+    scene.plan().expect_code(0);
+    for name in ["alpha", "beta", "gamma"] {
+        scene.connector_with(name, |connector| connector.secret("API_PASSWORD", "x"));
+    }
+    let login = |p: crate::support::Binary| {
+        p.var("OPENCTI__DAEMON__REGISTRY__SERVER", "registry.internal:5000")
+            .var("OPENCTI__DAEMON__REGISTRY__USERNAME", "u")
+            .var("OPENCTI__DAEMON__REGISTRY__PASSWORD", "p")
+    };
+    scene.pass_with(login).expect_code(0);
+    for name in ["alpha", "beta"] {
+        let pod = scene.cluster.running(name, 1, 100);
+        scene.cluster.set_log(&pod, false, "a line\n");
+    }
+    scene.pass().expect_code(0);
+    // Changed, stopped, removed; renamed, which recreates.
+    scene.change("alpha", |connector| *connector = connector.clone().secret("API_PASSWORD", "y"));
+    scene.change("beta", |connector| connector.requested_status = "stopping".to_owned());
+    scene.platform.edit(|state| state.connectors.retain(|connector| connector.name != "gamma"));
+    scene.pass().expect_code(0);
+    scene.change("beta", |connector| {
+        connector.requested_status = "starting".to_owned();
+    });
+    scene.pass().expect_code(0);
+    scene.change("beta", |connector| connector.name = "omega".to_owned());
+    let running = scene.program().spawn();
+    scene.cluster.wait_for("the old one to be stopped", |cluster| {
+        let old = cluster.ask("GET", &cluster.deployment_path("beta"), "application/json", None);
+        (old.0 == 404 || old.1["spec"]["replicas"] == 0).then_some(())
+    });
+    scene.cluster.control();
+    running.wait().expect_code(0);
+    scene.program().arg("check").run().expect_code(0);
+    done(&scene);
+    calls
+}
+
+#[test]
+fn the_role_grants_exactly_what_is_used_and_what_check_asks_for() {
+    let calls = everything();
+    let used = used(&calls);
+    let rules = shipped_rules();
+    let mut granted: BTreeSet<Access> = BTreeSet::new();
+    for rule in &rules {
+        assert_eq!(rule.resource_names, [] as [String; 0], "a Role for any manager's names");
+        for (group, resource) in rule.api_groups.iter().flat_map(|group| rule.resources.iter().map(move |r| (group, r)))
+        {
+            for verb in &rule.verbs {
+                assert!(granted.insert((group.clone(), resource.clone(), verb.clone())), "{verb} {resource} twice");
+            }
+        }
+    }
+    let text = |set: BTreeSet<Access>| set.into_iter().map(|(g, r, v)| format!("{v} {r}.{g}")).collect::<Vec<_>>();
+    let less: BTreeSet<Access> = used.difference(&granted).cloned().collect();
+    let more: BTreeSet<Access> = granted.difference(&used).cloned().collect();
+    assert_eq!((text(less), text(more)), (vec![], vec![]), "(used and not granted, granted and not used)");
+    let asked: BTreeSet<Access> =
+        PERMISSIONS.iter().map(|(g, r, v)| ((*g).to_owned(), (*r).to_owned(), (*v).to_owned())).collect();
+    assert_eq!(text(asked), text(granted));
+}
+
+#[test]
+fn a_plan_and_a_check_write_nothing_whatever_there_is_to_do() {
+    let scene = Scene::running("readonly", &["alpha", "beta"]);
+    scene.connector_with("gamma", |connector| connector.secret("API_PASSWORD", "x"));
+    scene.change("alpha", |connector| connector.image = "registry.example/connector:2".to_owned());
+    scene.platform.edit(|state| state.connectors.retain(|connector| connector.name != "beta"));
+    let before = json!([scene.cluster.deployments(), scene.cluster.secrets(), scene.cluster.leases()]);
+    scene.cluster.tap.take_calls();
+    let report = scene.plan().expect_code(0).json();
+    assert_eq!(report["counts"]["steps"], json!({ "deploy": 1, "refresh": 1, "remove": 1 }), "{report:#}");
+    scene.program().args(["plan", "--detailed-exitcode"]).run().expect_code(2);
+    let told = scene.program().arg("check").run().expect_code(0).stdout;
+    expect_all(&told, &["all 15 that a pass needs", "Kubernetes v", "2 Deployments of this manager"], "check");
+    assert_eq!(scene.writes(), [] as [String; 0]);
+    assert_eq!(json!([scene.cluster.deployments(), scene.cluster.secrets(), scene.cluster.leases()]), before);
+}
+
+#[test]
+fn no_secret_is_shown_anywhere() {
+    let scene = Scene::new("redacted");
+    scene.connector_with("alpha", |connector| connector.secret("API_PASSWORD", "s3cr3t-value"));
+    let program = || {
+        scene
+            .program()
+            .var("RUST_LOG", "trace")
+            .var("OPENCTI__DAEMON__REGISTRY__SERVER", "registry.internal:5000")
+            .var("OPENCTI__DAEMON__REGISTRY__USERNAME", "u")
+            .var("OPENCTI__DAEMON__REGISTRY__PASSWORD", "pu11-s3cr3t")
+            .args(["run", "--output", "json"])
+    };
+    let refused = r#"{"kind":"Status","status":"Failure","reason":"Invalid","message":"no","code":422}"#;
+    scene.cluster.tap.fault("PATCH", "/secrets/", 1, Fault::Answer(422, None, refused.to_owned()));
+    let encoded = |text: &str| {
+        use base64::Engine as _;
+        base64::engine::general_purpose::STANDARD.encode(text)
+    };
+    for outcome in [program().run(), program().run()] {
+        let printed = format!("{}{}", outcome.stdout, outcome.stderr);
+        for secret in ["s3cr3t-value", "pu11-s3cr3t", "the-programs-token"] {
+            assert!(!printed.contains(secret) && !printed.contains(&encoded(secret)), "{secret}");
+        }
+    }
+}
