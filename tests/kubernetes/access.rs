@@ -36,14 +36,14 @@ fn everything() -> Vec<Call> {
     scene.pass().expect_code(0);
     // Changed, stopped, removed; renamed, which recreates.
     scene.change("alpha", |connector| *connector = connector.clone().secret("API_PASSWORD", "y"));
-    scene.change("beta", |connector| connector.requested_status = "stopping".to_owned());
+    scene.change("beta", |connector| "stopping".clone_into(&mut connector.requested_status));
     scene.platform.edit(|state| state.connectors.retain(|connector| connector.name != "gamma"));
     scene.pass().expect_code(0);
     scene.change("beta", |connector| {
-        connector.requested_status = "starting".to_owned();
+        "starting".clone_into(&mut connector.requested_status);
     });
     scene.pass().expect_code(0);
-    scene.change("beta", |connector| connector.name = "omega".to_owned());
+    scene.change("beta", |connector| "omega".clone_into(&mut connector.name));
     let running = scene.program().spawn();
     scene.cluster.wait_for("the old one to be stopped", |cluster| {
         let old = cluster.ask("GET", &cluster.deployment_path("beta"), "application/json", None);
@@ -84,7 +84,7 @@ fn the_role_grants_exactly_what_is_used_and_what_check_asks_for() {
 fn a_plan_and_a_check_write_nothing_whatever_there_is_to_do() {
     let scene = Scene::running("readonly", &["alpha", "beta"]);
     scene.connector_with("gamma", |connector| connector.secret("API_PASSWORD", "x"));
-    scene.change("alpha", |connector| connector.image = "registry.example/connector:2".to_owned());
+    scene.change("alpha", |connector| "registry.example/connector:2".clone_into(&mut connector.image));
     scene.platform.edit(|state| state.connectors.retain(|connector| connector.name != "beta"));
     let before = json!([scene.cluster.deployments(), scene.cluster.secrets(), scene.cluster.leases()]);
     scene.cluster.tap.take_calls();

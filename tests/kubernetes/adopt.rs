@@ -50,7 +50,7 @@ fn a_deployment_of_the_daemon_is_adopted_as_it_is_and_converted_when_its_hash_ch
     let theirs = json!({ "metadata": { "annotations": { "team": "blue" } }, "spec": { "template": { "spec": { "nodeSelector": { "disk": "fast" } } } } });
     scene.cluster.edit(&scene.cluster.deployment_path("alpha"), "kubectl-edit", &theirs);
     scene.change("alpha", |connector| {
-        connector.image = "registry.example/connector:2".to_owned();
+        "registry.example/connector:2".clone_into(&mut connector.image);
         connector.hash = Some(SECOND.to_owned());
     });
     scene.cluster.tap.take_calls();
@@ -114,7 +114,7 @@ fn a_selector_that_is_not_ours_is_recreated_at_the_next_change_and_the_plan_says
     scene.pass().expect_code(0);
     scene.expect_quiet("adopted");
     scene.change("alpha", |connector| {
-        connector.image = "registry.example/connector:2".to_owned();
+        "registry.example/connector:2".clone_into(&mut connector.image);
         connector.hash = Some(SECOND.to_owned());
     });
     let report = scene.plan().expect_code(0).json();
@@ -159,7 +159,7 @@ fn a_selector_that_is_not_ours_is_recreated_at_the_next_change_and_the_plan_says
 #[test]
 fn a_renamed_connector_gets_a_deployment_of_its_new_name_and_the_old_one_goes() {
     let scene = Scene::running("rename", &["alpha"]);
-    scene.change("alpha", |connector| connector.name = "omega".to_owned());
+    scene.change("alpha", |connector| "omega".clone_into(&mut connector.name));
     let running = scene.program().args(["run", "--output", "json"]).spawn();
     scene.cluster.wait_for("the old one to be stopped", |cluster| {
         let old = cluster.ask("GET", &cluster.deployment_path("alpha"), "application/json", None);

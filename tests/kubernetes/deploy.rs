@@ -133,7 +133,7 @@ fn starting_and_stopping_scale_and_change_nothing_else() {
     let scene = Scene::running("scale", &["alpha"]);
     let before = scene.cluster.deployment("alpha");
     for (requested, replicas, word) in [("stopping", 0, "stop"), ("starting", 1, "start")] {
-        scene.change("alpha", |connector| connector.requested_status = requested.to_owned());
+        scene.change("alpha", |connector| requested.clone_into(&mut connector.requested_status));
         scene.cluster.tap.take_calls();
         let report = scene.pass().expect_code(0).json();
         assert_eq!(steps(&report), [("id-alpha".to_owned(), word.to_owned())], "{report:#}");

@@ -32,9 +32,6 @@ fn a_listing_that_fails_ends_the_pass_and_touches_nothing() {
         for (code, body, told) in &answers {
             scene.cluster.tap.fault("GET", resource, 1, Fault::Answer(*code, None, body.clone()));
             let outcome = scene.pass();
-            if *told == "items" && outcome.code == Some(0) {
-                panic!("{resource}: an answer without items is no empty list");
-            }
             let report = outcome.expect_code(4).json();
             expect_all(&faults(&report), &[told, "list", &scene.cluster.namespace], &format!("{resource} {code}"));
             assert_eq!(scene.cluster.tap.clear_faults(), 0);
@@ -78,7 +75,7 @@ fn an_answer_that_is_lost_leads_to_the_same_state() {
     ] {
         let scene = Scene::running("lostanswer", &["beta", "gamma"]);
         scene.connector_with("alpha", |connector| connector.secret("API_PASSWORD", "s3cr3t-value"));
-        scene.change("beta", |connector| connector.requested_status = "stopping".to_owned());
+        scene.change("beta", |connector| "stopping".clone_into(&mut connector.requested_status));
         scene.platform.edit(|state| state.connectors.retain(|connector| connector.name != "gamma"));
         scene.cluster.tap.fault(method, part, 1, Fault::DropAfter);
         let report = scene.pass().json();
@@ -246,9 +243,9 @@ fn a_pass_killed_at_any_write_is_completed_by_the_next() {
     let prepare = || {
         let scene = Scene::running("killed", &["beta", "gamma", "delta"]);
         scene.connector_with("alpha", |connector| connector.secret("API_PASSWORD", "s3cr3t-value"));
-        scene.change("beta", |connector| connector.requested_status = "stopping".to_owned());
+        scene.change("beta", |connector| "stopping".clone_into(&mut connector.requested_status));
         scene.change("delta", |connector| {
-            connector.image = "registry.example/connector:2".to_owned();
+            "registry.example/connector:2".clone_into(&mut connector.image);
             *connector = connector.clone().secret("API_PASSWORD", "later");
         });
         scene.platform.edit(|state| state.connectors.retain(|connector| connector.name != "gamma"));
@@ -261,7 +258,7 @@ fn a_pass_killed_at_any_write_is_completed_by_the_next() {
     one_at_a_time(&scene).run().expect_code(0);
     let writes = scene.writes();
     assert!(writes.len() >= 12, "{writes:#?}");
-    for place in 0..writes.len() {
+    for (place, write) in writes.iter().enumerate() {
         let scene = prepare();
         let gate = scene.cluster.tap.hold("ANY-WRITE", "", place);
         let running = one_at_a_time(&scene).spawn();
@@ -269,7 +266,7 @@ fn a_pass_killed_at_any_write_is_completed_by_the_next() {
         running.signal(crate::support::Signal::KILL);
         running.wait();
         gate.open();
-        let what = format!("killed at {}", writes[place]);
+        let what = format!("killed at {write}");
         // Its Lease is left and expires.
         let lease = &scene.cluster.leases()[0];
         let path = format!(

@@ -106,7 +106,7 @@ fn a_pass_that_lost_its_lease_starts_nothing_more() {
     let running = scene.program().var("MANAGER__CONCURRENCY", "1").args(["run", "--output", "json"]).spawn();
     gate.wait();
     edit(&scene, &json!({ "spec": { "holderIdentity": "another_one_1", "renewTime": micro(0) } }));
-    let program = scene.cluster.wait_for("the program to see it", |cluster| {
+    scene.cluster.wait_for("the program to see it", |cluster| {
         let lost = cluster
             .tap
             .take_calls()
@@ -114,7 +114,6 @@ fn a_pass_that_lost_its_lease_starts_nothing_more() {
             .any(|call| call.method == "GET" && call.path.contains("/leases/") && call.code == 200);
         lost.then_some(())
     });
-    let () = program;
     gate.open();
     let report = running.wait().expect_code(6).json();
     expect_all(&faults(&report), &["another pass took over the lock"], "lost");

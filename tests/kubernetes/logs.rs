@@ -14,7 +14,7 @@ fn logs(scene: &Scene, name: &str) -> Vec<String> {
 fn the_last_lines_of_what_runs_are_pushed() {
     let scene = Scene::running("logs", &["alpha"]);
     let pod = scene.cluster.running("alpha", 0, 600);
-    let text: String = (0..500).map(|index| format!("line {index}\n")).collect();
+    let text = (0..500).map(|index| format!("line {index}")).collect::<Vec<_>>().join("\n");
     scene.cluster.set_log(&pod, false, &text);
     scene.cluster.tap.take_calls();
     scene.pass_with(|program| program.var("MANAGER__LOGS_TAIL", "20")).expect_code(0);
@@ -66,7 +66,7 @@ fn a_pod_without_a_log_is_no_fault_and_a_log_beyond_all_bounds_keeps_its_newest_
     // Long lines: their number alone does not bound the bytes.
     let pod = scene.cluster.pod("beta");
     let long = "x".repeat(30_000);
-    let text: String = (0..200).map(|index| format!("{index} {long}\n")).collect();
+    let text = (0..200).map(|index| format!("{index} {long}")).collect::<Vec<_>>().join("\n");
     // More than an API server stores in an annotation.
     scene.cluster.tap.answer_logs();
     scene.cluster.tap.set_log(pod["metadata"]["name"].as_str().unwrap(), false, &text);

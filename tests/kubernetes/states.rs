@@ -44,7 +44,7 @@ fn every_trouble_of_a_pod_reaches_the_report_in_plain_words_with_its_cure() {
     expect_all(&report.to_string(), &["Insufficient memory"], "unschedulable");
 
     // Told to stop, none of this matters any more.
-    scene.change("alpha", |connector| connector.requested_status = "stopping".to_owned());
+    scene.change("alpha", |connector| "stopping".clone_into(&mut connector.requested_status));
     scene.pass().expect_code(0);
     scene.expect_quiet("stopped");
 }
@@ -149,7 +149,7 @@ fn a_reboot_loop_is_held_when_told_so_until_it_is_stopped_and_started() {
     let report = pass(0);
     assert_eq!(line(&report, "alpha")["skip"]["kind"], "held", "{report:#}");
     for (requested, word) in [("stopping", None), ("starting", Some("start"))] {
-        scene.change("alpha", |connector| connector.requested_status = requested.to_owned());
+        scene.change("alpha", |connector| requested.clone_into(&mut connector.requested_status));
         let report = pass(0);
         assert_eq!(steps(&report).first().map(|(_, step)| step.as_str()), word, "{report:#}");
     }
@@ -210,7 +210,7 @@ fn a_change_by_hand_is_reported_and_put_right_when_the_connector_changes_next() 
         "drift",
     );
 
-    scene.change("alpha", |connector| connector.image = "registry.example/connector:2".to_owned());
+    scene.change("alpha", |connector| "registry.example/connector:2".clone_into(&mut connector.image));
     scene.pass().expect_code(0);
     let after = scene.cluster.deployment("alpha");
     let pod = &after["spec"]["template"]["spec"];

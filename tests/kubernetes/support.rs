@@ -8,7 +8,7 @@ mod keys;
 mod process;
 
 pub(crate) use keys::{KeyForm, TestKey};
-pub(crate) use process::{Binary, Outcome, Running, Signal};
+pub(crate) use process::{Binary, Outcome, Signal};
 
 /// The root of the repository.
 pub(crate) fn repository() -> std::path::PathBuf {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http_body_util::BodyExt as _;
 use kube::Client;
 use kube::client::Body;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::runtime::Handle;
 use ureq::http::Request;
 
@@ -21,7 +21,6 @@ pub(crate) struct Call {
     pub(crate) path: String,
     pub(crate) query: String,
     pub(crate) content_type: String,
-    pub(crate) body: Value,
     /// The answer's status; 0: none was given.
     pub(crate) code: u16,
 }
@@ -44,10 +43,9 @@ impl Call {
         };
         let (resource, name) = match rest {
             ["namespaces", _] => ("namespaces".to_owned(), true),
-            ["namespaces", _, resource] => ((*resource).to_owned(), false),
+            [resource] | ["namespaces", _, resource] => ((*resource).to_owned(), false),
             ["namespaces", _, resource, _] => ((*resource).to_owned(), true),
             ["namespaces", _, resource, _, subresource] => (format!("{resource}/{subresource}"), true),
-            [resource] => ((*resource).to_owned(), false),
             other => panic!("what is {other:?}?"),
         };
         if group == "authorization.k8s.io" {
@@ -72,13 +70,13 @@ impl Call {
     }
 }
 
+type Headers = Vec<(String, String)>;
+
 /// What to do with a request instead of handing it on.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
     /// Answer so: status, seconds in Retry-After, body.
     Answer(u16, Option<u64>, String),
-    /// Answer this after the server did its work.
-    AnswerAfter(u16, String),
     /// Close the connection before the server hears of it.
     Drop,
     /// Close the connection after the server did its work.
@@ -226,7 +224,6 @@ fn serve(mut connection: TcpStream, client: &Client, runtime: &Handle, state: &M
                 let answer = runtime.block_on(forward(client, &call, headers, body));
                 match other {
                     Some(Fault::DropAfter) => None,
-                    Some(Fault::AnswerAfter(code, body)) => Some(Answer::new(*code, None, body.clone().into_bytes())),
                     _ => Some(answer),
                 }
             }
@@ -307,17 +304,14 @@ fn log_answer(state: &State, call: &Call) -> Option<Answer> {
     })
 }
 
-fn read_request(
-    connection: &mut TcpStream,
-    buffer: &mut VecDeque<u8>,
-) -> Option<(Call, Vec<(String, String)>, Vec<u8>)> {
+fn read_request(connection: &mut TcpStream, buffer: &mut VecDeque<u8>) -> Option<(Call, Headers, Vec<u8>)> {
     loop {
         let bytes = buffer.make_contiguous();
         let mut headers = [httparse::EMPTY_HEADER; 64];
         let mut request = httparse::Request::new(&mut headers);
         if let Ok(httparse::Status::Complete(head)) = request.parse(bytes) {
             let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-            let named: Vec<(String, String)> =
+            let named: Headers =
                 request.headers.iter().map(|header| (header.name.to_ascii_lowercase(), text(header.value))).collect();
             let find = |name: &str| named.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
             let length: usize = find("content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
@@ -331,7 +325,6 @@ fn read_request(
                     path: path.to_owned(),
                     query: query.to_owned(),
                     content_type: find("content-type").unwrap_or_default(),
-                    body: serde_json::from_slice(&body).unwrap_or_default(),
                     code: 0,
                 };
                 return Some((call, named, body));
@@ -345,7 +338,7 @@ fn read_request(
     }
 }
 
-async fn forward(client: &Client, call: &Call, headers: Vec<(String, String)>, body: Vec<u8>) -> Answer {
+async fn forward(client: &Client, call: &Call, headers: Headers, body: Vec<u8>) -> Answer {
     let target = if call.query.is_empty() { call.path.clone() } else { format!("{}?{}", call.path, call.query) };
     let mut request = Request::builder().method(call.method.as_str()).uri(target);
     for (name, value) in headers {

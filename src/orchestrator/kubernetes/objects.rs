@@ -8,6 +8,7 @@ use serde_json::Value;
 
 /// One page of a list.
 #[derive(Debug, Deserialize)]
+#[serde(bound(deserialize = "T: Deserialize<'de>"))]
 pub(super) struct Page<T> {
     #[serde(default)]
     pub(super) metadata: PageMeta,

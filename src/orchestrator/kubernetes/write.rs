@@ -121,8 +121,13 @@ impl Kubernetes {
         let applied = match self.api.apply::<Value>(Kind::Deployments, &wanted).await {
             // What somebody wrote by hand does not go together with ours.
             Err(error) if error.code() == 422 => {
-                self.take_over(&self.api.get(Kind::Deployments, &name).await?, Takeover::Exclusive).await?;
-                self.api.apply::<Value>(Kind::Deployments, &wanted).await
+                let present: Value = self.api.get(Kind::Deployments, &name).await?;
+                if read(&present)?.metadata.uid == uid {
+                    self.take_over(&present, Takeover::Exclusive).await?;
+                    self.api.apply::<Value>(Kind::Deployments, &wanted).await
+                } else {
+                    Err(error)
+                }
             }
             applied => applied,
         };
