@@ -82,7 +82,6 @@ struct Applied {
 #[derive(Debug)]
 struct Known {
     connector: ConnectorId,
-    secret: Option<String>,
     log: Option<LogSource>,
 }
 

@@ -9,6 +9,7 @@
 mod child;
 mod direct;
 mod platform;
+mod sample;
 mod scene;
 mod support;
 mod table;
@@ -18,6 +19,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use child::{Program, Usage};
+use sample::Sample;
 use scene::Scene;
 use table::{Limit, Row, median, megabytes};
 
@@ -59,30 +61,6 @@ struct Arguments {
     /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
-}
-
-/// One measured run of the program.
-#[derive(Debug)]
-struct Sample {
-    usage: Usage,
-    report: serde_json::Value,
-    platform_calls: usize,
-}
-
-impl Sample {
-    /// A stage's time in milliseconds.
-    fn stage(&self, name: &str) -> f64 {
-        let stages = self.report["stages"].as_array().expect("stages");
-        let stage = stages.iter().find(|stage| stage["name"] == name).expect("the stage was reached");
-        stage["ms"].as_f64().expect("milliseconds")
-    }
-
-    /// All stages and their times in milliseconds.
-    fn stages(&self) -> String {
-        let stages = self.report["stages"].as_array().expect("stages").iter();
-        let told = stages.map(|stage| format!("{} {}", stage["name"].as_str().unwrap_or_default(), stage["ms"]));
-        told.collect::<Vec<_>>().join(", ")
-    }
 }
 
 fn main() -> ExitCode {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
@@ -259,7 +260,7 @@ impl Api {
     }
 
     /// A part of a log, whatever bytes it holds.
-    pub(super) async fn log(&self, pod: &str, query: &str) -> Result<Vec<u8>, ApiError> {
+    pub(super) async fn log(&self, pod: &str, query: &str) -> Result<Bytes, ApiError> {
         let what = self.here(&format!("get pods/log {pod}"));
         let request =
             self.request(Kind::Pods).get_subresource("log", pod).map_err(|error| self.error(&what, unbuilt(&error)))?;
@@ -287,7 +288,7 @@ impl Api {
         what: &str,
         request: ureq::http::Request<Vec<u8>>,
         repeatable: bool,
-    ) -> Result<Vec<u8>, ApiError> {
+    ) -> Result<Bytes, ApiError> {
         let mut wait = FIRST_WAIT;
         for attempt in 1.. {
             let (failure, asked) = match self.once(request.clone()).await {
@@ -314,7 +315,7 @@ impl Api {
     }
 
     /// One try; with a refusal comes the wait that the server asks for.
-    async fn once(&self, request: ureq::http::Request<Vec<u8>>) -> Result<Vec<u8>, (Failure, Option<Duration>)> {
+    async fn once(&self, request: ureq::http::Request<Vec<u8>>) -> Result<Bytes, (Failure, Option<Duration>)> {
         let lost = |why: String| (Failure::Transport(why), None);
         let exchange = async {
             let answer = self.client.send(request.map(Body::from)).await.map_err(|error| lost(words(&error)))?;
@@ -323,7 +324,7 @@ impl Api {
             let asked = asked.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
             let body = answer.into_body().collect().await.map_err(|error| lost(words(&error)))?.to_bytes();
             if code < 300 {
-                return Ok(body.to_vec());
+                return Ok(body);
             }
             let mut status: Status = serde_json::from_slice(&body).unwrap_or_else(|_| {
                 let text = String::from_utf8_lossy(&body);

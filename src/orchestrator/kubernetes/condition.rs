@@ -31,12 +31,16 @@ pub(super) struct LogSource {
     pub(super) current: bool,
 }
 
-/// `pods` are those of this Deployment; `secret` is the one with its values.
-pub(super) fn condition(deployment: &Deployment, pods: &[&Pod], secret: Option<&str>, now: Timestamp) -> Condition {
-    let replicas = deployment.spec.replicas.unwrap_or(1);
+/// `pods` are those of a Deployment of so many replicas, `troubles` its own; `secret` is the one with its values.
+pub(super) fn condition(
+    replicas: i64,
+    mut troubles: Vec<Trouble>,
+    pods: &[&Pod],
+    secret: Option<&str>,
+    now: Timestamp,
+) -> Condition {
     // Of several the youngest counts that has not ended; a node may have evicted older ones.
     let pod = pods.iter().max_by_key(|pod| (!pod.is_over(), pod.metadata.creation_timestamp, &pod.metadata.name));
-    let mut troubles = refused_pods(deployment);
     let Some(pod) = pod else {
         let phase = if replicas == 0 { Phase::Stopped } else { Phase::Pending };
         return Condition { phase, vitals: None, troubles, log: None };
@@ -87,7 +91,7 @@ fn vitals(pod: &Pod) -> Vitals {
 }
 
 /// The Deployment's pods may not be made at all: a quota, or an admission policy.
-fn refused_pods(deployment: &Deployment) -> Vec<Trouble> {
+pub(super) fn refused_pods(deployment: &Deployment) -> Vec<Trouble> {
     let failed = deployment.status.conditions.iter().filter(|c| c.kind == "ReplicaFailure" && c.status == "True");
     failed.map(|c| trouble(TroubleKind::NotAdmitted, "FailedCreate", c.message.as_deref())).collect()
 }

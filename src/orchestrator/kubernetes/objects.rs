@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// One page of a list.
 #[derive(Debug, Deserialize)]
@@ -48,7 +49,7 @@ pub(super) struct Owner {
 }
 
 /// One manager's fields.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ManagedFields {
     #[serde(default)]
@@ -57,8 +58,17 @@ pub(super) struct ManagedFields {
     pub(super) operation: String,
     #[serde(default)]
     pub(super) subresource: String,
+    /// As text: of thousands of Deployments few are ever looked into.
     #[serde(default)]
-    pub(super) fields_v1: Value,
+    pub(super) fields_v1: Option<Box<RawValue>>,
+}
+
+impl ManagedFields {
+    /// The fields; null for none.
+    pub(super) fn fields(&self) -> Value {
+        let text = self.fields_v1.as_ref().map_or("null", |fields| fields.get());
+        serde_json::from_str(text).unwrap_or_default()
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -7,12 +7,13 @@ use kube::core::params::ListParams;
 use serde::de::DeserializeOwned;
 
 use super::api::{ApiError, Failure, Kind};
-use super::condition::{Condition, LogSource, condition};
+use super::condition::{Condition, LogSource, condition, refused_pods};
 use super::objects::{Deployment, Page, Pod};
 use super::{ANNOTATION_APPLIED, ANNOTATION_MEMORY, Applied, Known, Kubernetes, handle, ownership};
 use crate::desired::Desired;
 use crate::model::{
-    Change, ConfigHash, ConnectorId, ConnectorMemory, Handle, Phase, Trouble, TroubleKind, Vitals, Workload,
+    Change, ConfigHash, ConnectorId, ConnectorMemory, Handle, Phase, PlatformKind, Trouble, TroubleKind, Vitals,
+    Workload,
 };
 use crate::orchestrator::versioned::decode;
 use crate::orchestrator::{Look, Observation, OrchestratorError};
@@ -28,63 +29,75 @@ const LIST_TRIES: u32 = 3;
 impl Kubernetes {
     pub(super) async fn observe_all(&self, desired: &Desired) -> Result<Observation, OrchestratorError> {
         let mut observation = Observation::default();
+        let mut seen = Vec::new();
         let selector = format!("{LABEL_MANAGER}={}", self.manager);
-        let deployments: Vec<Deployment> = self.list_all(Kind::Deployments, &selector).await?;
-        // Pods of an older daemon carry its connector id alone.
-        let labelled = |deployment: &Deployment| deployment.spec.template.metadata.labels.contains_key(LABEL_MANAGER);
-        let selector = if deployments.iter().all(labelled) { selector } else { LABEL_CONNECTOR.to_owned() };
-        let pods: Vec<Pod> = self.list_all(Kind::Pods, &selector).await?;
-        let mut pods_of: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
-        for pod in &pods {
-            if let Some(connector) = pod.metadata.labels.get(LABEL_CONNECTOR) {
-                pods_of.entry(connector).or_default().push(pod);
+        let mut labelled = true;
+        let read = |listed: Listed<Deployment>| match listed {
+            Listed::Begun => {
+                observation = Observation::default();
+                (seen, labelled) = (Vec::new(), true);
             }
-        }
+            Listed::Item(deployment) => {
+                // Pods of an older daemon carry its connector id alone.
+                labelled &= deployment.spec.template.metadata.labels.contains_key(LABEL_MANAGER);
+                seen.extend(self.read(&mut observation, deployment, desired));
+            }
+        };
+        self.list_all(Kind::Deployments, &selector, read).await?;
+        let selector = if labelled { selector } else { LABEL_CONNECTOR.to_owned() };
+        let mut pods_of: BTreeMap<String, Vec<Pod>> = BTreeMap::new();
+        let sort = |listed: Listed<Pod>| match listed {
+            Listed::Begun => pods_of.clear(),
+            Listed::Item(pod) => {
+                if let Some(connector) = pod.metadata.labels.get(LABEL_CONNECTOR) {
+                    pods_of.entry(connector.clone()).or_default().push(pod);
+                }
+            }
+        };
+        self.list_all(Kind::Pods, &selector, sort).await?;
         let now = Timestamp::now();
-        for deployment in deployments {
-            let connector = deployment.metadata.labels.get(LABEL_CONNECTOR).map(String::as_str).unwrap_or_default();
-            let pods = pods_of.get(connector).map(Vec::as_slice).unwrap_or_default();
-            self.take_in(&mut observation, &deployment, pods, desired, now);
+        for one in seen {
+            let pods = pods_of.get(one.connector.as_str()).map(Vec::as_slice).unwrap_or_default();
+            self.add(&mut observation, one, pods, now);
         }
         Ok(observation)
     }
 
-    /// Every page of a list; a list whose pages are gone by then is begun again.
-    async fn list_all<T: DeserializeOwned>(&self, kind: Kind, selector: &str) -> Result<Vec<T>, ApiError> {
-        let mut items = Vec::new();
+    /// Every object of a list, page by page, so that never more than one page is in memory whole. A list whose next page is
+    /// gone by then is begun again.
+    async fn list_all<T: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        selector: &str,
+        mut take: impl FnMut(Listed<T>),
+    ) -> Result<(), ApiError> {
         let mut next: Option<String> = None;
         let mut tries = 1;
+        take(Listed::Begun);
         loop {
             let mut params = ListParams::default().labels(selector).limit(PAGE);
             if let Some(token) = &next {
                 params = params.continue_token(token);
             }
-            match self.api.list::<Page<T>>(kind, &params).await {
-                Ok(page) => {
-                    items.extend(page.items);
-                    next = page.metadata.next.filter(|token| !token.is_empty());
-                    if next.is_none() {
-                        return Ok(items);
-                    }
-                }
+            let page = match self.api.list::<Page<T>>(kind, &params).await {
                 Err(error) if error.code() == 410 && tries < LIST_TRIES => {
                     tries += 1;
-                    items.clear();
                     next = None;
+                    take(Listed::Begun);
+                    continue;
                 }
-                Err(error) => return Err(error),
+                page => page?,
+            };
+            page.items.into_iter().for_each(|item| take(Listed::Item(item)));
+            next = page.metadata.next.filter(|token| !token.is_empty());
+            if next.is_none() {
+                return Ok(());
             }
         }
     }
 
-    fn take_in(
-        &self,
-        observation: &mut Observation,
-        deployment: &Deployment,
-        pods: &[&Pod],
-        desired: &Desired,
-        now: Timestamp,
-    ) {
+    /// What of a Deployment matters. `None`: it is not one of ours, or about to go.
+    fn read(&self, observation: &mut Observation, deployment: Deployment, desired: &Desired) -> Option<Seen> {
         let meta = &deployment.metadata;
         let label = |name: &str| meta.labels.get(name).map(String::as_str);
         let owner = match (label(LABEL_CONNECTOR).map(ConnectorId::new), label(LABEL_PLATFORM)) {
@@ -99,7 +112,7 @@ impl Kubernetes {
             Ok(owner) => owner,
             Err(owner) => {
                 observation.observed.foreign.insert(meta.name.clone(), owner);
-                return;
+                return None;
             }
         };
         if meta.deletion_timestamp.is_some() {
@@ -107,18 +120,13 @@ impl Kubernetes {
             if desired.lists(&connector) {
                 observation.observed.failed.insert(connector, why);
             }
-            return;
+            return None;
         }
         if platform.is_none() && !desired.lists(&connector) {
             let owner = "a Deployment of an older manager, whose platform is not known".to_owned();
             observation.observed.foreign.insert(meta.name.clone(), owner);
         }
-        let known = known(deployment, &connector);
-        let its: Vec<&Pod> = pods.iter().copied().filter(|pod| pod.is_of(&meta.name)).collect();
-        let Condition { phase, vitals, mut troubles, log } = condition(deployment, &its, known.secret.as_deref(), now);
-        let hash = hash(deployment);
-        troubles.extend(drift(deployment, hash.as_ref()));
-        match memory(deployment) {
+        match memory(&deployment) {
             Ok(Some(memory)) => {
                 observation.remembered.insert(connector.clone(), memory);
             }
@@ -128,23 +136,31 @@ impl Kubernetes {
                 meta.name
             )),
         }
-        let handle = handle(&meta.name, &meta.uid);
+        Some(Seen::of(deployment, connector, platform))
+    }
+
+    fn add(&self, observation: &mut Observation, seen: Seen, pods: &[Pod], now: Timestamp) {
+        let its: Vec<&Pod> = pods.iter().filter(|pod| pod.is_of(&seen.name)).collect();
+        let Condition { phase, vitals, mut troubles, log } =
+            condition(seen.replicas, seen.refused, &its, seen.secret.as_deref(), now);
+        troubles.extend(seen.drift);
+        let handle = handle(&seen.name, &seen.uid);
         if phase.is_up() {
-            observation.environments.insert(handle.clone(), environment(deployment));
+            observation.environments.insert(handle.clone(), seen.environment);
         }
+        self.know(handle.clone(), Known { connector: seen.connector.clone(), log });
         observation.observed.workloads.push(Workload {
-            handle: handle.clone(),
-            name: meta.name.clone(),
-            connector,
-            platform,
-            hash,
+            handle,
+            name: seen.name,
+            connector: seen.connector,
+            platform: seen.platform,
+            hash: seen.hash,
             phase,
-            created: meta.creation_timestamp.unwrap_or_default(),
+            created: seen.created,
             vitals: vitals.filter(|_| phase.is_up()),
-            change: change(deployment),
+            change: seen.change,
             troubles,
         });
-        self.know(handle, Known { log, ..known });
     }
 
     /// A closer look at one Deployment and its pods.
@@ -159,22 +175,26 @@ impl Kubernetes {
             Err(error) => return Err(error.into()),
         };
         let connector = deployment.metadata.labels.get(LABEL_CONNECTOR).cloned().unwrap_or_default();
-        let pods: Vec<Pod> = self.list_all(Kind::Pods, &format!("{LABEL_CONNECTOR}={connector}")).await?;
-        let its: Vec<&Pod> = pods.iter().filter(|pod| pod.is_of(name)).collect();
+        let mut its: Vec<Pod> = Vec::new();
+        let take = |listed: Listed<Pod>| match listed {
+            Listed::Begun => its.clear(),
+            Listed::Item(pod) => its.extend(pod.is_of(name).then_some(pod)),
+        };
+        self.list_all(Kind::Pods, &format!("{LABEL_CONNECTOR}={connector}"), take).await?;
         let connector = ConnectorId::new(&connector).map_err(|invalid| OrchestratorError::Refused {
             what: format!("looking at Deployment {name}"),
             place: self.api.place.clone(),
             why: format!("its {LABEL_CONNECTOR} label cannot be used: {invalid}"),
             cure: "somebody changed its labels: put them back, or delete it",
         })?;
-        let known = known(&deployment, &connector);
+        let seen = Seen::of(deployment, connector, Some(self.platform));
+        let its: Vec<&Pod> = its.iter().collect();
         let Condition { phase, vitals, troubles, log } =
-            condition(&deployment, &its, known.secret.as_deref(), Timestamp::now());
-        self.know(handle.clone(), Known { log, ..known });
-        let created = deployment.metadata.creation_timestamp.unwrap_or_default();
+            condition(seen.replicas, seen.refused, &its, seen.secret.as_deref(), Timestamp::now());
+        self.know(handle.clone(), Known { connector: seen.connector, log });
         let unseen = || Vitals { generation: Some(String::new()), ..Vitals::default() };
         let vitals = vitals.unwrap_or_else(unseen);
-        Ok(Some(Look { phase, created, vitals, environment: environment(&deployment), troubles }))
+        Ok(Some(Look { phase, created: seen.created, vitals, environment: seen.environment, troubles }))
     }
 
     fn know(&self, handle: Handle, known: Known) {
@@ -187,8 +207,49 @@ impl Kubernetes {
     }
 }
 
-fn known(deployment: &Deployment, connector: &ConnectorId) -> Known {
-    Known { connector: connector.clone(), secret: super::write::secret_in(deployment), log: None }
+/// What a listing gives.
+enum Listed<T> {
+    /// It begins, perhaps not for the first time: what it gave before does not count.
+    Begun,
+    Item(T),
+}
+
+/// What of a Deployment matters, its pods aside.
+struct Seen {
+    name: String,
+    uid: String,
+    connector: ConnectorId,
+    platform: Option<PlatformKind>,
+    hash: Option<ConfigHash>,
+    created: Timestamp,
+    replicas: i64,
+    change: Change,
+    secret: Option<String>,
+    refused: Vec<Trouble>,
+    drift: Option<Trouble>,
+    /// Of what should run: the rest has no log that is sent.
+    environment: Vec<(String, Secret)>,
+}
+
+impl Seen {
+    fn of(deployment: Deployment, connector: ConnectorId, platform: Option<PlatformKind>) -> Self {
+        let hash = hash(&deployment);
+        let replicas = deployment.spec.replicas.unwrap_or(1);
+        Self {
+            connector,
+            platform,
+            created: deployment.metadata.creation_timestamp.unwrap_or_default(),
+            replicas,
+            change: change(&deployment),
+            secret: super::write::secret_in(&deployment),
+            refused: refused_pods(&deployment),
+            drift: drift(&deployment, hash.as_ref()),
+            environment: if replicas == 0 { vec![] } else { environment(&deployment) },
+            hash,
+            name: deployment.metadata.name,
+            uid: deployment.metadata.uid,
+        }
+    }
 }
 
 /// Where we put it, and where the daemon may have left it. One that is empty belongs to a Deployment that is not complete.

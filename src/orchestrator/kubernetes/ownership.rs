@@ -73,7 +73,7 @@ pub(super) fn taken_over(managed: &[Value], takeover: Takeover) -> Vec<Value> {
 /// the set. Scaling is no such change. `None`: nothing was applied.
 pub(super) fn fingerprint(managed: &[ManagedFields]) -> Option<String> {
     let ours = managed.iter().find(|fields| is_ours(fields))?;
-    let mut spec = ours.fields_v1.get("f:spec")?.clone();
+    let mut spec = ours.fields().get_mut("f:spec")?.take();
     if let Some(fields) = spec.as_object_mut() {
         fields.remove("f:replicas");
     }
@@ -83,7 +83,7 @@ pub(super) fn fingerprint(managed: &[ManagedFields]) -> Option<String> {
 /// Who else wrote into the spec.
 pub(super) fn other_writers(managed: &[ManagedFields]) -> Vec<&str> {
     let others = managed.iter().filter(|fields| fields.manager != FIELD_MANAGER && fields.subresource.is_empty());
-    others.filter(|fields| fields.fields_v1.get("f:spec").is_some()).map(|fields| fields.manager.as_str()).collect()
+    others.filter(|fields| fields.fields().get("f:spec").is_some()).map(|fields| fields.manager.as_str()).collect()
 }
 
 /// The text of a value with its keys in order.

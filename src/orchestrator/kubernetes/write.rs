@@ -145,7 +145,7 @@ impl Kubernetes {
         if let Some(unused) = current.filter(|current| Some(current) != secret.as_ref()) {
             self.discard(&unused).await;
         }
-        self.known().insert(handle.clone(), Known { connector: spec.connector.clone(), secret, log: None });
+        self.known().insert(handle.clone(), Known { connector: spec.connector.clone(), log: None });
         self.note_applied(&name, &applied, spec).await?;
         Ok(handle)
     }
