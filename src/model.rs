@@ -326,6 +326,8 @@ pub enum Phase {
     Stopped,
     /// Frozen by an operator.
     Paused,
+    /// Told to run nothing, and its last instance has not ended yet.
+    Ending,
     /// Told to run, and the orchestrator has not got it running (yet).
     Pending,
     /// Between two attempts of the engine to keep it running.
@@ -391,6 +393,10 @@ pub enum TroubleKind {
     Evicted,
     /// The orchestrator is not allowed to run it: a quota or an admission policy.
     NotAdmitted,
+    /// It has not come to run for long, and nothing says why.
+    Stuck,
+    /// Its rollout is paused: changes do not reach what runs.
+    Paused,
     /// Somebody changed it since it was applied.
     Drifted,
 }
@@ -408,7 +414,7 @@ impl TroubleKind {
     /// Whether the connector does not run at all for it.
     #[must_use]
     pub fn blocks(self) -> bool {
-        !matches!(self, Self::CrashLoop | Self::OutOfMemory | Self::Evicted | Self::Drifted)
+        !matches!(self, Self::CrashLoop | Self::OutOfMemory | Self::Evicted | Self::Paused | Self::Drifted)
     }
 
     /// What it is, in plain words.
@@ -423,6 +429,8 @@ impl TroubleKind {
             Self::Unschedulable => "no node can take it",
             Self::Evicted => "a node evicted it",
             Self::NotAdmitted => "its pod may not be created",
+            Self::Stuck => "its pod does not come to run",
+            Self::Paused => "the rollout of its Deployment is paused, so that changes do not reach it",
             Self::Drifted => "its Deployment was changed by somebody else",
         }
     }
@@ -441,6 +449,8 @@ impl TroubleKind {
             Self::Unschedulable => "add nodes, or mend requests, nodeSelector and tolerations of the base deployment",
             Self::Evicted => "free memory or disk on that node, or set resource requests",
             Self::NotAdmitted => "raise the quota, or mend the base deployment as the policy asks",
+            Self::Stuck => "look at the events of the pod: kubectl describe pod",
+            Self::Paused => "resume it: kubectl rollout resume deployment",
             Self::Drifted => "nothing has to be done: it is put right when this connector changes next",
         }
     }

@@ -80,11 +80,12 @@ pub trait Orchestrator: Send + Sync + 'static {
         observation: &Observation,
     ) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
 
-    /// Replaces what is remembered: `before` by `memory`. Safe against being killed at any point.
+    /// Replaces what is remembered: `before` by `memory`. `None`: what is there cannot be relied on. Safe against being
+    /// killed at any point.
     fn remember(
         &self,
         permit: Permit,
-        before: &Memory,
+        before: Option<&Memory>,
         memory: &Memory,
     ) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
 

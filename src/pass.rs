@@ -160,13 +160,12 @@ impl Pass<'_> {
         memory.registration = Some(self.register(permit, version, &recalled).await?);
         self.stage("register", begun);
         let result = self.reconcile(orchestrator, permit, &mut recalled, &mut memory).await;
-        if memory != recalled || stale {
-            let begun = Instant::now();
-            if let Err(error) = orchestrator.remember(permit, &recalled, &memory).await {
-                self.report.orchestrator_failed(&error);
-            }
-            self.stage("remember", begun);
+        let begun = Instant::now();
+        let before = (!stale).then_some(&recalled);
+        if let Err(error) = orchestrator.remember(permit, before, &memory).await {
+            self.report.orchestrator_failed(&error);
         }
+        self.stage("remember", begun);
         result
     }
 
@@ -192,7 +191,7 @@ impl Pass<'_> {
         memory.registration = registration;
         if plan.steps().any(|(_, step)| matches!(step, Step::Hold { .. })) {
             // Killed between the stop and the record, the next pass would start what is to be held.
-            orchestrator.remember(permit, recalled, memory).await?;
+            orchestrator.remember(permit, Some(&*recalled), memory).await?;
         }
         if let Err(error) = orchestrator.mend(permit, &observation).await {
             self.report.orchestrator_failed(&error);

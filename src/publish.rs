@@ -135,15 +135,19 @@ fn secrets(connector: Option<&Connector>, environment: &[(String, Secret)]) -> V
     };
     let sensitive = |name: &str, value: &Secret| {
         let proxy = name.to_ascii_uppercase().ends_with("_PROXY");
-        encrypted(name) || names_a_secret(name) || (proxy && value.expose().contains('@'))
+        encrypted(name) || (names_a_secret(name) && !proxy) || (proxy && value.expose().contains('@'))
     };
     let trivial =
         |value: &Secret| matches!(value.expose().to_ascii_lowercase().as_str(), "true" | "false" | "none" | "null");
-    environment
-        .iter()
-        .filter(|(name, value)| sensitive(name, value) && !trivial(value))
-        .map(|(_, value)| value.clone())
-        .collect()
+    // What the platform sends in clear is known even where the workload does not show it.
+    let clear = connector.map(|connector| connector.variables.as_slice()).unwrap_or_default().iter();
+    let clear = clear.filter_map(|variable| match &variable.value {
+        VariableValue::Clear(value) => Some((&variable.name, value)),
+        VariableValue::Encrypted(_) => None,
+    });
+    let own = environment.iter().map(|(name, value)| (name, value));
+    let found = own.chain(clear).filter(|(name, value)| sensitive(name, value) && !trivial(value));
+    found.map(|(_, value)| value.clone()).collect()
 }
 
 /// Everything that sending takes.
@@ -209,8 +213,8 @@ impl<O: Orchestrator> Publisher<'_, O> {
         let secrets: Vec<&Secret> = secrets.iter().collect();
         let reading = tokio::time::timeout(LOG_TIMEOUT, self.orchestrator.logs(handle, self.tail, &secrets));
         let Some(Ok(read)) = self.patiently(reading).await else {
-            let error = format!("the log of container {handle} did not come within {} s", LOG_TIMEOUT.as_secs());
-            let (connector, cure) = (connector.clone(), "see what is wrong with the engine's logging driver");
+            let error = format!("the log of {handle} did not come within {} s", LOG_TIMEOUT.as_secs());
+            let (connector, cure) = (connector.clone(), "see what keeps the engine, or the node, from giving it");
             failures.push(Failure { connector, what: "logs", error, cure, platform_gone: false });
             return false;
         };

@@ -165,13 +165,14 @@ impl Environment {
     }
 }
 
-/// Whether a variable of this name holds a secret even if the platform does not encrypt it: older ones send the token in
-/// clear (contracts 1.2).
+/// Whether a variable of this name holds a secret, or may hold one, even if the platform does not encrypt it: older ones send
+/// the token in clear, and all of them the proxy's URL, which may have a password in it (contracts 1.2).
 #[must_use]
 pub fn names_a_secret(name: &str) -> bool {
     const WORDS: [&str; 7] = ["TOKEN", "PASSWORD", "PASSWD", "SECRET", "API_KEY", "APIKEY", "CREDENTIAL"];
+    const PROXIES: [&str; 3] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
     let upper = name.to_ascii_uppercase();
-    WORDS.iter().any(|word| upper.contains(word)) || upper.ends_with("_KEY")
+    WORDS.iter().any(|word| upper.contains(word)) || upper.ends_with("_KEY") || PROXIES.contains(&upper.as_str())
 }
 
 /// The image with the configured registry before it, unless it names one itself.

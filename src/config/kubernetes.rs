@@ -97,7 +97,12 @@ pub(super) fn settle(raw: &Raw, funnel: &mut Funnel) -> Option<KubernetesSetting
 fn access(raw: &Raw, funnel: &mut Funnel) -> Option<ClusterAccess> {
     let home = || raw.home.as_deref().map(|home| PathBuf::from(home).join(".kube/config")).filter(|path| path.exists());
     let paths: Vec<PathBuf> = match &raw.kubeconfig {
-        Some(paths) => paths.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect(),
+        // As kubectl does: a list, of which not all have to be there.
+        Some(paths) => {
+            let all: Vec<PathBuf> = paths.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
+            let there: Vec<PathBuf> = all.iter().filter(|path| path.exists()).cloned().collect();
+            if there.is_empty() { all } else { there }
+        }
         None if raw.kubernetes_service_host.is_some() => return Some(ClusterAccess::InCluster),
         None => home().into_iter().collect(),
     };
@@ -121,7 +126,7 @@ fn access(raw: &Raw, funnel: &mut Funnel) -> Option<ClusterAccess> {
             }
         }
     }
-    let Some(config) = config else {
+    let Some(mut config) = config else {
         let cure = "set KUBECONFIG, or run in a pod with a service account; for a Docker engine set OPENCTI__DAEMON__SELECTOR=docker";
         funnel.problem("KUBECONFIG", "no cluster is configured".to_owned(), cure);
         return None;
@@ -132,8 +137,28 @@ fn access(raw: &Raw, funnel: &mut Funnel) -> Option<ClusterAccess> {
         let cure = format!("use one of: {}", known.join(", "));
         funnel.problem(&format!("{PREFIX}CONTEXT"), format!("the kubeconfig has no context {context}"), &cure);
     }
+    if !without_proxy(&mut config, context.as_deref()) {
+        let what = "its cluster has a proxy-url, which is not supported".to_owned();
+        funnel.problem("KUBECONFIG", what, "name an address at which the API server is reached directly");
+    }
     let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     Some(ClusterAccess::Kubeconfig { config: Box::new(config), context, paths: paths.join(":") })
+}
+
+/// Whether the cluster of a context is reached without a proxy. The library would take the environment's for it, which is the
+/// platform's: a name of its own keeps it from looking there.
+fn without_proxy(config: &mut Kubeconfig, context: Option<&str>) -> bool {
+    let current = context.or(config.current_context.as_deref());
+    let named = config.contexts.iter().find(|known| Some(known.name.as_str()) == current);
+    let cluster = named.and_then(|named| named.context.as_ref()).map(|context| context.cluster.clone());
+    let clusters = config.clusters.iter_mut();
+    let mut direct = true;
+    for (name, cluster_) in clusters.filter_map(|named| Some((&named.name, named.cluster.as_mut()?))) {
+        let has_proxy = cluster_.proxy_url.as_deref().is_some_and(|url| !url.is_empty());
+        direct &= !(has_proxy && Some(name) == cluster.as_ref());
+        cluster_.proxy_url = Some("http://none.invalid".to_owned());
+    }
+    direct
 }
 
 fn base(raw: &Raw, funnel: &mut Funnel) -> Map<String, Value> {

@@ -317,7 +317,10 @@ impl Orchestrator for Docker {
         Ok(lines.finish(secrets))
     }
 
-    async fn remember(&self, _: Permit, _: &Memory, memory: &Memory) -> Result<(), OrchestratorError> {
+    async fn remember(&self, _: Permit, before: Option<&Memory>, memory: &Memory) -> Result<(), OrchestratorError> {
+        if before == Some(memory) {
+            return Ok(());
+        }
         self.write_record(memory).await
     }
 

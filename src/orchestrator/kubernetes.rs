@@ -24,12 +24,12 @@ use crate::access::Permit;
 use crate::config::{ClusterAccess, KubernetesSettings, Registry, Settings, WorkloadDefaults};
 use crate::desired::Desired;
 use crate::log_lines::{Assembler, Stream};
-use crate::model::{ConnectorId, Handle, ManagerId, Memory, PlatformKind, short_hash};
-use crate::orchestrator::versioned::encode;
+use crate::model::{ConnectorId, ConnectorMemory, Handle, ManagerId, Memory, PlatformKind, short_hash};
+use crate::orchestrator::versioned::{decode, encode};
 use crate::orchestrator::{
     Holder, Look, Observation, Orchestrator, OrchestratorError, Permission, Recalled, StepError,
 };
-use crate::plan::Step;
+use crate::plan::{RemoveReason, Step};
 use crate::render::Spec;
 use crate::secret::Secret;
 use crate::stop::Stop;
@@ -48,6 +48,8 @@ const ANNOTATION_REGISTRATION: &str = "xtm-reconcile/registration";
 const LOG_BYTES: usize = 2 << 20;
 /// Longest wait for the API server's first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest wait for credentials from a plugin.
+const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest RFC 1123 label.
 const NAME_MAX: usize = 63;
 
@@ -71,11 +73,18 @@ pub const PERMISSIONS: [(&str, &str, &str); 15] = [
     ("coordination.k8s.io", "leases", "patch"),
 ];
 
-/// Which fields were ours after an apply, and of which configuration.
-#[derive(Debug, Serialize, Deserialize)]
+/// What an apply left for later passes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Applied {
+    /// Of which configuration it was.
     hash: String,
+    /// Which fields were ours then.
     fields: String,
+    /// When it was, by the API server's clock, Unix time in seconds.
+    at: i64,
+    /// The Secret of the pods before, until the last of them is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retired: Option<String>,
 }
 
 /// What is known of a Deployment beside what the plan needs.
@@ -83,6 +92,10 @@ struct Applied {
 struct Known {
     connector: ConnectorId,
     log: Option<LogSource>,
+    /// The text of its memory as it stands there.
+    memory: Option<String>,
+    /// What its last apply left, once nothing needs the Secret that was retired then.
+    outlived: Option<Applied>,
 }
 
 /// One namespace, and what is needed to work in it.
@@ -113,18 +126,21 @@ impl Kubernetes {
             cure: "mend the kubeconfig, or the service account of the pod",
         };
         let mut config = match &kubernetes.access {
-            ClusterAccess::InCluster => Config::incluster_env().map_err(|error| refused(error.to_string()))?,
+            ClusterAccess::InCluster => Config::incluster_env().map_err(|error| refused(api::words(&error)))?,
             ClusterAccess::Kubeconfig { config, context, .. } => {
                 let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
                 let read = Config::from_custom_kubeconfig((**config).clone(), &options).await;
-                read.map_err(|error| refused(error.to_string()))?
+                let mut config = read.map_err(|error| refused(api::words(&error)))?;
+                // The environment's proxy is the platform's.
+                config.proxy_url = None;
+                config
             }
         };
         // Tries are counted and bounded here, where what was asked is known.
         config.default_retry = false;
         let namespace = kubernetes.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let place = format!("the API server at {}", config.cluster_url.to_string().trim_end_matches('/'));
-        let client = Client::try_from(config).map_err(|error| refused(error.to_string()))?;
+        let client = client(config).await.map_err(refused)?;
         let api = Arc::new(Api::new(client, namespace, place, stop.clone()));
         let asked = tokio::time::timeout(CONNECT_TIMEOUT, api.version()).await;
         let version = asked.map_err(|_| OrchestratorError::Unreachable {
@@ -177,7 +193,7 @@ impl Kubernetes {
         let patch = json!({ "metadata": { "uid": uid, "annotations": { ANNOTATION_MEMORY: text } } });
         match self.api.merge::<Value>(Kind::Deployments, name, None, &patch).await {
             // Gone, or another one by now: there is nothing to remember it with.
-            Err(error) if error.is_absent() || error.code() == 409 => Ok(()),
+            Err(error) if error.is_absent() || error.is_another() => Ok(()),
             done => done.map(drop).map_err(Into::into),
         }
     }
@@ -199,6 +215,8 @@ impl Kubernetes {
                 Ok(bytes) if bytes.len() >= LOG_BYTES && tail > 1 => tail /= 2,
                 Ok(bytes) => {
                     lines.push(Stream::Out, &bytes);
+                    // The next part begins a line of its own.
+                    lines.push(Stream::Out, if bytes.is_empty() || bytes.ends_with(b"\n") { b"" } else { b"\n" });
                     return Ok(());
                 }
                 // Not started yet, gone, or the run before was already cleaned away: there is no log, and no fault either.
@@ -206,6 +224,16 @@ impl Kubernetes {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+/// The client. Making it may run a credentials plugin, which may wait for ever: nothing else waits for that.
+async fn client(config: Config) -> Result<Client, String> {
+    let making = tokio::task::spawn_blocking(move || Client::try_from(config));
+    match tokio::time::timeout(CREDENTIALS_TIMEOUT, making).await {
+        Ok(Ok(made)) => made.map_err(|error| api::words(&error)),
+        Ok(Err(lost)) => Err(lost.to_string()),
+        Err(_) => Err(format!("no credentials came within {} s", CREDENTIALS_TIMEOUT.as_secs())),
     }
 }
 
@@ -264,9 +292,12 @@ impl Orchestrator for Kubernetes {
                 self.scale(handle, 0).await?;
                 Ok(Some(handle.clone()))
             }
-            Step::Remove { handle, .. } => {
+            Step::Remove { handle, reason, .. } => {
+                // Another one of the same connector stays, and may be started next.
+                if *reason != RemoveReason::NotListed {
+                    self.end(handle, stop).await?;
+                }
                 self.delete(handle).await?;
-                self.known().remove(handle);
                 Ok(None)
             }
         }
@@ -292,24 +323,36 @@ impl Orchestrator for Kubernetes {
         if Self::has_pull_trouble(observation) {
             self.pull_secret().await?;
         }
+        self.discard_retired().await;
         Ok(())
     }
 
-    async fn remember(&self, _: Permit, before: &Memory, memory: &Memory) -> Result<(), OrchestratorError> {
-        if before.registration != memory.registration {
+    /// Each Deployment is written whose memory is not as it should be: the one that was just made in place of another, too.
+    async fn remember(&self, _: Permit, before: Option<&Memory>, memory: &Memory) -> Result<(), OrchestratorError> {
+        if before.is_none_or(|before| before.registration != memory.registration) {
             self.write_registration(memory).await?;
         }
-        let mut texts: BTreeMap<&ConnectorId, Option<String>> = BTreeMap::new();
-        for id in before.connectors.keys().chain(memory.connectors.keys()) {
-            let now = memory.connectors.get(id).filter(|connector| !connector.is_empty());
-            if before.connectors.get(id) != now {
-                texts.insert(id, now.and_then(|connector| encode(connector).ok()));
-            }
-        }
-        let change = |(handle, known): (&Handle, &Known)| Some((handle.clone(), texts.get(&known.connector)?.clone()));
+        let wanted = |known: &Known| {
+            let connector = memory.connectors.get(&known.connector).filter(|connector| !connector.is_empty());
+            connector.and_then(|connector| encode(connector).ok())
+        };
+        // Nothing is taken away of what this pass did not see through: only what it had, or what nobody can read.
+        let ours = |known: &Known| {
+            let had = before.is_none_or(|before| before.connectors.contains_key(&known.connector));
+            had || known.memory.as_ref().is_some_and(|text| decode::<ConnectorMemory>(text).is_err())
+        };
+        let change = |(handle, known): (&Handle, &Known)| {
+            let wanted = wanted(known);
+            let differs = wanted != known.memory && (wanted.is_some() || ours(known));
+            differs.then(|| (handle.clone(), wanted))
+        };
         let changes: Vec<(Handle, Option<String>)> = self.known().iter().filter_map(change).collect();
         let writes = changes.into_iter().map(|(handle, text)| async move {
-            self.write_memory(&handle, text.as_deref()).await //
+            self.write_memory(&handle, text.as_deref()).await?;
+            if let Some(known) = self.known().get_mut(&handle) {
+                known.memory = text;
+            }
+            Ok(())
         });
         let written = futures_util::stream::iter(writes).buffer_unordered(self.concurrency).collect::<Vec<_>>().await;
         written.into_iter().collect()

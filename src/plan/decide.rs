@@ -195,7 +195,7 @@ impl<'a> Decided<'a> {
                 return Decision::Skip(Skip::NameBusy { name: connector.name.as_str().to_owned() });
             }
             Phase::Running | Phase::Restarting => return Decision::Skip(Skip::Running),
-            Phase::Pending => return Decision::Skip(Skip::Pending),
+            Phase::Pending | Phase::Ending => return Decision::Skip(Skip::Pending),
             Phase::Paused => StartReason::Paused,
             Phase::Multiplied => StartReason::Multiplied,
             _ if has_ended(connector, workload) => StartReason::Ended,
@@ -224,7 +224,7 @@ fn stop(workload: &Workload) -> Decision {
 fn must_stop(workload: &Workload) -> bool {
     match workload.phase {
         Phase::Running | Phase::Restarting | Phase::Multiplied | Phase::Pending | Phase::Paused => true,
-        Phase::Created | Phase::Exited | Phase::Stopped | Phase::Broken => false,
+        Phase::Created | Phase::Exited | Phase::Stopped | Phase::Ending | Phase::Broken => false,
     }
 }
 

@@ -43,7 +43,7 @@ pub struct Shape<'a> {
 #[must_use]
 pub fn deployment(spec: &Spec, defaults: &WorkloadDefaults, shape: Shape<'_>) -> Value {
     let mut deployment = safe_defaults();
-    merge(&mut deployment, Value::Object(prepared_base(&defaults.base, shape.name)));
+    merge(&mut deployment, Value::Object(prepared_base(&defaults.base, spec.name.as_str())));
     merge(&mut deployment, ours(spec, defaults, shape));
     set_exactly(&mut deployment, spec, shape);
     deployment
@@ -186,7 +186,9 @@ fn ours(spec: &Spec, defaults: &WorkloadDefaults, shape: Shape<'_>) -> Value {
                 json!([{ "name": CA_VOLUME, "mountPath": format!("/{CA_PATH}"), "subPath": CA_KEY, "readOnly": true }]);
             fields.insert("volumeMounts".to_owned(), mount);
             let items = json!([{ "key": CA_KEY, "path": CA_KEY }]);
-            let volume = json!([{ "name": CA_VOLUME, "secret": { "secretName": shape.secret, "items": items } }]);
+            // Were it not optional, a pod without its Secret would wait for the volume and say nothing.
+            let source = json!({ "secretName": shape.secret, "items": items, "optional": true });
+            let volume = json!([{ "name": CA_VOLUME, "secret": source }]);
             pod.insert("volumes".to_owned(), volume);
         }
     }
@@ -223,6 +225,13 @@ fn set_exactly(deployment: &mut Value, spec: &Spec, shape: Shape<'_>) {
         merge(deployment, empty);
         if let Some(fields) = deployment.pointer_mut(path).and_then(Value::as_object_mut) {
             fields.insert(key.to_owned(), value);
+        }
+    }
+    if let Some(fields) = deployment.get_mut("spec").and_then(Value::as_object_mut) {
+        fields.remove("paused");
+        if !shape.complete {
+            // Nothing is made of what is not complete, not even a ReplicaSet.
+            fields.insert("paused".to_owned(), true.into());
         }
     }
     if let Some(metadata) = deployment.get_mut("metadata").and_then(Value::as_object_mut) {

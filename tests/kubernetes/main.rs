@@ -6,6 +6,7 @@ mod adopt;
 mod cluster;
 mod deploy;
 mod faults;
+mod hazards;
 mod large;
 mod lease;
 mod logs;

@@ -77,6 +77,8 @@ type Headers = Vec<(String, String)>;
 pub(crate) enum Fault {
     /// Answer so: status, seconds in Retry-After, body.
     Answer(u16, Option<u64>, String),
+    /// Answer this after the server did its work.
+    AnswerAfter(u16, String),
     /// Close the connection before the server hears of it.
     Drop,
     /// Close the connection after the server did its work.
@@ -224,6 +226,7 @@ fn serve(mut connection: TcpStream, client: &Client, runtime: &Handle, state: &M
                 let answer = runtime.block_on(forward(client, &call, headers, body));
                 match other {
                     Some(Fault::DropAfter) => None,
+                    Some(Fault::AnswerAfter(code, body)) => Some(Answer::new(*code, None, body.clone().into_bytes())),
                     _ => Some(answer),
                 }
             }

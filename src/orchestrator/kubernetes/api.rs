@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use kube::Client;
-use kube::client::Body;
+use kube::client::{AuthError, Body};
 use kube::core::params::{DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{Request, Status};
 use serde::Serialize;
@@ -99,6 +99,11 @@ impl ApiError {
         self.code() == 404 && !self.is_namespace_absent()
     }
 
+    /// The object is another one than was meant: a uid that differs is a conflict, or a change of what cannot change.
+    pub(super) fn is_another(&self) -> bool {
+        self.code() == 409 || (self.code() == 422 && self.message().contains("metadata.uid"))
+    }
+
     fn is_namespace_absent(&self) -> bool {
         let kind = match &self.failure {
             Failure::Refused(status) => status.details.as_ref().map(|details| details.kind.as_str()),
@@ -127,6 +132,8 @@ impl From<ApiError> for OrchestratorError {
                 return Self::Unreachable { place: error.place, why, cure: CURE_UNREACHABLE };
             }
             401 => CURE_UNAUTHORIZED,
+            // Quotas and admission policies answer so as well.
+            403 if !why.contains(" cannot ") => CURE_INVALID,
             403 => CURE_FORBIDDEN,
             404 if namespace_absent => CURE_NO_NAMESPACE,
             400 | 422 => CURE_INVALID,
@@ -174,47 +181,48 @@ impl Api {
     }
 
     pub(super) async fn version(&self) -> Result<k8s_openapi::apimachinery::pkg::version::Info, ApiError> {
-        self.send("get /version", Request::new("").get("version", &GetParams::default()), true).await
+        self.send("get /version", Request::new("").get("version", &GetParams::default())).await
     }
 
     /// The namespace itself.
     pub(super) async fn get_namespace(&self) -> Result<Value, ApiError> {
         let request = Request::new("/api/v1/namespaces").get(&self.namespace, &GetParams::default());
-        self.send(&format!("get the namespace {}", self.namespace), request, true).await
+        self.send(&format!("get the namespace {}", self.namespace), request).await
     }
 
     pub(super) async fn may(&self, review: &impl Serialize) -> Result<Value, ApiError> {
         let body = serde_json::to_vec(review).unwrap_or_default();
         let request = Request::new("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews");
-        self.send("create selfsubjectaccessreviews", request.create(&PostParams::default(), body), true).await
+        self.send("create selfsubjectaccessreviews", request.create(&PostParams::default(), body)).await
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, kind: Kind, name: &str) -> Result<T, ApiError> {
         let what = self.here(&format!("get {} {name}", kind.plural()));
-        self.send(&what, self.request(kind).get(name, &GetParams::default()), true).await
+        self.send(&what, self.request(kind).get(name, &GetParams::default())).await
     }
 
     pub(super) async fn list<T: DeserializeOwned>(&self, kind: Kind, params: &ListParams) -> Result<T, ApiError> {
-        self.send(&self.here(&format!("list {}", kind.plural())), self.request(kind).list(params), true).await
+        self.send(&self.here(&format!("list {}", kind.plural())), self.request(kind).list(params)).await
     }
 
-    /// Creates an object that must not exist yet.
-    pub(super) async fn create<T: DeserializeOwned>(
-        &self,
-        kind: Kind,
-        object: &Value,
-        dry_run: bool,
-    ) -> Result<T, ApiError> {
-        let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
+    /// Creates an object that must not exist yet. 409 may also mean that it was made by a request whose answer was lost.
+    pub(super) async fn create<T: DeserializeOwned>(&self, kind: Kind, object: &Value) -> Result<T, ApiError> {
+        let params = PostParams { dry_run: false, field_manager: Some(FIELD_MANAGER.to_owned()) };
         let what = self.here(&format!("create {} {}", kind.plural(), name_of(object)));
         let request = self.request(kind).create(&params, object.to_string().into_bytes());
-        self.send(&what, request, false).await
+        self.send(&what, request).await
     }
 
     /// Server-side apply. What others changed of it is taken back.
     pub(super) async fn apply<T: DeserializeOwned>(&self, kind: Kind, object: &Value) -> Result<T, ApiError> {
         let params = PatchParams::apply(FIELD_MANAGER).force().validation_strict();
         self.patch(kind, name_of(object), None, &params, &Patch::Apply(object)).await
+    }
+
+    /// Whether an apply would be accepted; changes nothing.
+    pub(super) async fn try_apply(&self, kind: Kind, object: &Value) -> Result<(), ApiError> {
+        let params = PatchParams::apply(FIELD_MANAGER).force().validation_strict().dry_run();
+        self.patch::<Value>(kind, name_of(object), None, &params, &Patch::Apply(object)).await.map(drop)
     }
 
     /// A JSON merge patch.
@@ -244,7 +252,7 @@ impl Api {
             None => self.request(kind).patch(name, params, patch),
         };
         // A repeated merge patch with a resourceVersion that was taken the first time answers 409, and says so.
-        self.send(&what, request, true).await
+        self.send(&what, request).await
     }
 
     /// Deletes an object, if it still is the one of that uid; what it owns goes with it. One that is gone is as good as
@@ -253,7 +261,7 @@ impl Api {
         let preconditions = uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None });
         let params = DeleteParams { preconditions, ..DeleteParams::background() };
         let what = self.here(&format!("delete {} {name}", kind.plural()));
-        match self.send::<Value>(&what, self.request(kind).delete(name, &params), true).await {
+        match self.send::<Value>(&what, self.request(kind).delete(name, &params)).await {
             Err(error) if error.is_absent() || (uid.is_some() && error.code() == 409) => Ok(()),
             done => done.map(drop),
         }
@@ -267,28 +275,23 @@ impl Api {
         let (mut parts, body) = request.into_parts();
         let path = format!("{}?{query}", parts.uri.path());
         parts.uri = path.parse().map_err(|error: ureq::http::uri::InvalidUri| self.error(&what, unbuilt(&error)))?;
-        self.bytes(&what, ureq::http::Request::from_parts(parts, body), true).await
+        self.bytes(&what, ureq::http::Request::from_parts(parts, body)).await
     }
 
     async fn send<T: DeserializeOwned>(
         &self,
         what: &str,
         request: Result<ureq::http::Request<Vec<u8>>, kube::core::request::Error>,
-        repeatable: bool,
     ) -> Result<T, ApiError> {
         let request = request.map_err(|error| self.error(what, unbuilt(&error)))?;
-        let bytes = self.bytes(what, request, repeatable).await?;
+        let bytes = self.bytes(what, request).await?;
         serde_json::from_slice(&bytes)
             .map_err(|error| self.error(what, Failure::Transport(format!("the answer cannot be read: {error}"))))
     }
 
-    /// Sends, and tries again what was not taken: 429 and 503 always, a lost or late answer where repeating is safe.
-    async fn bytes(
-        &self,
-        what: &str,
-        request: ureq::http::Request<Vec<u8>>,
-        repeatable: bool,
-    ) -> Result<Bytes, ApiError> {
+    /// Sends, and tries again what was not taken or may have been: every request can be repeated, for what it names is then
+    /// there already, and the caller sees that.
+    async fn bytes(&self, what: &str, request: ureq::http::Request<Vec<u8>>) -> Result<Bytes, ApiError> {
         let mut wait = FIRST_WAIT;
         for attempt in 1.. {
             let (failure, asked) = match self.once(request.clone()).await {
@@ -296,8 +299,8 @@ impl Api {
                 Err(refused) => refused,
             };
             let again = match &failure {
-                Failure::Refused(status) => matches!(status.code, 429 | 503) || (repeatable && status.code == 504),
-                Failure::Transport(_) => repeatable,
+                Failure::Refused(status) => matches!(status.code, 429 | 502 | 503 | 504),
+                Failure::Transport(_) => true,
                 Failure::Stopped => false,
             };
             let pause = asked.unwrap_or(wait).min(LONGEST_WAIT).mul_f64(fastrand::f64().mul_add(0.5, 1.0));
@@ -344,11 +347,21 @@ fn name_of(object: &Value) -> &str {
     object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default()
 }
 
-/// An error with all its causes, once each.
-fn words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+/// An error with all its causes, once each. Of a credentials plugin only how it ended: its command line, its variables and
+/// what it prints hold secrets.
+pub(super) fn words(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = match error {
+        error if error.is::<AuthError>() => return error.downcast_ref().map(credentials).unwrap_or_default(),
+        error => error.to_string(),
+    };
+    if let Some(kube::Error::Auth(error)) = error.downcast_ref::<kube::Error>() {
+        return credentials(error);
+    }
     let mut source = error.source();
     while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<AuthError>() {
+            return credentials(error);
+        }
         let cause_text = cause.to_string();
         if !text.contains(&cause_text) {
             text = format!("{text}: {cause_text}");
@@ -356,4 +369,18 @@ fn words(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Why credentials cannot be had.
+fn credentials(error: &AuthError) -> String {
+    match error {
+        AuthError::AuthExecStart(error) => {
+            format!("the credentials plugin of the kubeconfig cannot be started: {error}")
+        }
+        AuthError::AuthExecRun { out, .. } => {
+            format!("the credentials plugin of the kubeconfig failed with {}: run it by hand to see why", out.status)
+        }
+        AuthError::ReadTokenFile(error, path) => format!("the token file {} cannot be read: {error}", path.display()),
+        _ => "the credentials of the kubeconfig cannot be used".to_owned(),
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::objects::{ContainerStatus, Deployment, Pod};
 use crate::model::{Phase, Trouble, TroubleKind, Vitals};
@@ -10,6 +10,11 @@ use crate::render::kubernetes::CONTAINER;
 
 /// A run that began after a crash less than this ago has said little yet: what its owner wants to read is the run before.
 const YOUNG: Duration = Duration::from_mins(1);
+
+/// A pod that is pending for longer is told of, even if nothing says why.
+const STUCK: SignedDuration = SignedDuration::from_mins(10);
+/// What ended a container longer ago is not told of any more.
+const LATELY: SignedDuration = SignedDuration::from_hours(1);
 
 /// What a connector is doing.
 #[derive(Debug)]
@@ -45,18 +50,20 @@ pub(super) fn condition(
         let phase = if replicas == 0 { Phase::Stopped } else { Phase::Pending };
         return Condition { phase, vitals: None, troubles, log: None };
     };
+    let ending = pods.iter().any(|pod| !pod.has_ended());
     let mut vitals = vitals(pod);
     let containers = &pod.status.container_statuses;
     troubles.extend(pod_troubles(pod));
     let waiting: Vec<&ContainerStatus> =
         pod.status.init_container_statuses.iter().chain(containers).filter(|c| c.state.waiting.is_some()).collect();
     troubles.extend(waiting.iter().copied().filter_map(waiting_trouble));
-    troubles.extend(containers.iter().filter_map(out_of_memory));
+    troubles.extend(containers.iter().filter_map(|container| out_of_memory(container, now)));
     vitals.backing_off = containers.iter().any(is_backing_off);
     let lacks_secret = waiting.iter().any(|container| lacks(container, secret));
     let runs = containers.iter().any(|container| container.state.running.is_some());
     let ended = containers.iter().any(|container| container.state.terminated.is_some());
     let phase = match replicas {
+        0 if ending => Phase::Ending,
         0 => Phase::Stopped,
         2.. => Phase::Multiplied,
         _ if pod.is_over() => Phase::Pending,
@@ -66,8 +73,13 @@ pub(super) fn condition(
         _ if runs => Phase::Running,
         _ => Phase::Pending,
     };
-    if phase == Phase::Stopped {
+    if matches!(phase, Phase::Stopped | Phase::Ending) {
         troubles.clear();
+    }
+    let age = pod.metadata.creation_timestamp.map(|created| created.duration_until(now));
+    if phase == Phase::Pending && troubles.is_empty() && age.is_some_and(|age| age > STUCK) {
+        let minutes = STUCK.as_mins();
+        troubles.push(Trouble { kind: TroubleKind::Stuck, detail: format!("pending for more than {minutes} minutes") });
     }
     troubles.sort_by(|a, b| (a.kind, &a.detail).cmp(&(b.kind, &b.detail)));
     troubles.dedup();
@@ -90,10 +102,12 @@ fn vitals(pod: &Pod) -> Vitals {
     }
 }
 
-/// The Deployment's pods may not be made at all: a quota, or an admission policy.
-pub(super) fn refused_pods(deployment: &Deployment) -> Vec<Trouble> {
+/// What a Deployment itself says: its pods may not be made at all, for a quota or an admission policy; its rollout is paused.
+pub(super) fn own_troubles(deployment: &Deployment) -> Vec<Trouble> {
+    let paused = deployment.spec.paused.then(|| trouble(TroubleKind::Paused, "spec.paused", None));
     let failed = deployment.status.conditions.iter().filter(|c| c.kind == "ReplicaFailure" && c.status == "True");
-    failed.map(|c| trouble(TroubleKind::NotAdmitted, "FailedCreate", c.message.as_deref())).collect()
+    let failed = failed.map(|c| trouble(TroubleKind::NotAdmitted, "FailedCreate", c.message.as_deref()));
+    failed.chain(paused).collect()
 }
 
 fn pod_troubles(pod: &Pod) -> Vec<Trouble> {
@@ -129,9 +143,11 @@ fn waiting_trouble(container: &ContainerStatus) -> Option<Trouble> {
     Some(trouble(kind, &waiting.reason, Some(words.trim())))
 }
 
-fn out_of_memory(container: &ContainerStatus) -> Option<Trouble> {
+/// Lately: the last end of a pod stays in its status for as long as the pod lives.
+fn out_of_memory(container: &ContainerStatus, now: Timestamp) -> Option<Trouble> {
     let mut ends = [&container.state, &container.last_state].into_iter().filter_map(|state| state.terminated.as_ref());
-    let end = ends.find(|end| end.reason == "OOMKilled")?;
+    let lately = |end: &&super::objects::Terminated| end.finished_at.is_none_or(|at| at.duration_until(now) < LATELY);
+    let end = ends.find(|end| end.reason == "OOMKilled").filter(lately)?;
     Some(trouble(TroubleKind::OutOfMemory, "OOMKilled", Some(&format!("exit code {}", end.exit_code))))
 }
 

@@ -78,7 +78,7 @@ impl Kubernetes {
             "metadata": { "name": name, "labels": { LABEL_MANAGER: self.manager.as_str() } },
             "spec": fields(holder, 0),
         });
-        self.api.create(Kind::Leases, &lease, false).await
+        self.api.create(Kind::Leases, &lease).await
     }
 
     /// Takes a Lease that nobody holds any more, as long as it is still the one that was looked at.
@@ -100,6 +100,10 @@ impl Kubernetes {
         let none = LeaseSpec::default();
         let spec = lease.spec.as_ref().unwrap_or(&none);
         let held_by = spec.holder_identity.as_deref().filter(|holder| !holder.is_empty());
+        if held_by == Some(holder) {
+            // Taken by a request whose answer was lost.
+            return Ok(Ok(lease.clone()));
+        }
         if let (Some(held_by), Some(until)) = (held_by, expiry(spec))
             && until > Timestamp::now()
         {
@@ -133,15 +137,10 @@ impl Kubernetes {
 
     pub(super) async fn give_back(&self, held: HeldLease) -> Result<(), OrchestratorError> {
         held.renewing.abort();
-        let given = held.record.write(&self.api, json!({ "spec": { "holderIdentity": null } })).await;
-        match given {
-            // Somebody else has it, or took it away.
-            Err(error) if matches!(error.code(), 404 | 409) => {
-                tracing::warn!(lease = held.record.name, "the lock was not ours any more");
-                Ok(())
-            }
-            given => given.map_err(Into::into),
+        if !held.record.write(&self.api, json!({ "spec": { "holderIdentity": null } })).await? {
+            tracing::warn!(lease = held.record.name, "the lock was not ours any more");
         }
+        Ok(())
     }
 
     /// The registration that the last pass left. Without a Lease there may be no namespace either, which lists do not tell.
@@ -182,33 +181,44 @@ impl Kubernetes {
         let Some(record) = self.lease().as_ref().map(|(_, record)| Arc::clone(record)) else { return Ok(()) };
         let text = memory.registration.as_ref().and_then(|registration| encode(registration).ok());
         let patch = json!({ "metadata": { "annotations": { ANNOTATION_REGISTRATION: text } } });
-        record.write(&self.api, patch).await.map_err(Into::into)
+        record.write(&self.api, patch).await?;
+        Ok(())
     }
 }
 
 impl Record {
-    /// Changes the Lease, as long as nobody else did. One that was lost is left alone.
-    async fn write(&self, api: &Api, mut patch: Value) -> Result<(), ApiError> {
+    /// Changes the Lease as long as we hold it; gives whether we do. One that was lost is left alone.
+    async fn write(&self, api: &Api, mut patch: Value) -> Result<bool, ApiError> {
         let mut known = self.version.lock().await;
-        let Some(version) = known.as_ref() else { return Ok(()) };
-        if let Some(fields) = patch.as_object_mut() {
-            let metadata = fields.entry("metadata").or_insert_with(|| json!({}));
-            if let Some(metadata) = metadata.as_object_mut() {
-                metadata.insert("resourceVersion".to_owned(), version.as_str().into());
+        for _ in 0..TRIES {
+            let Some(version) = known.as_ref() else { return Ok(false) };
+            if let Some(fields) = patch.as_object_mut() {
+                let metadata = fields.entry("metadata").or_insert_with(|| json!({}));
+                if let Some(metadata) = metadata.as_object_mut() {
+                    metadata.insert("resourceVersion".to_owned(), version.as_str().into());
+                }
+            }
+            match api.merge::<Lease>(Kind::Leases, &self.name, None, &patch).await {
+                Ok(lease) => {
+                    *known = lease.metadata.resource_version;
+                    return Ok(true);
+                }
+                // Written by somebody else, by a request of ours whose answer was lost, or deleted.
+                Err(error) if error.code() == 409 => *known = self.version_if_ours(api).await?,
+                Err(error) if error.is_absent() => *known = None,
+                Err(error) => return Err(error),
             }
         }
-        let lease: Lease = api.merge(Kind::Leases, &self.name, None, &patch).await?;
-        *known = lease.metadata.resource_version;
-        Ok(())
+        Ok(false)
     }
 
-    /// After a conflict: whether it is still ours, with the version it has now.
-    async fn is_still_ours(&self, api: &Api) -> Result<bool, ApiError> {
-        let mut version = self.version.lock().await;
-        let lease: Lease = api.get(Kind::Leases, &self.name).await?;
+    async fn version_if_ours(&self, api: &Api) -> Result<Option<String>, ApiError> {
+        let lease: Lease = match api.get(Kind::Leases, &self.name).await {
+            Err(error) if error.is_absent() => return Ok(None),
+            lease => lease?,
+        };
         let ours = lease.spec.and_then(|spec| spec.holder_identity).as_deref() == Some(self.holder.as_str());
-        *version = lease.metadata.resource_version.filter(|_| ours);
-        Ok(ours)
+        Ok(lease.metadata.resource_version.filter(|_| ours))
     }
 }
 
@@ -218,23 +228,18 @@ async fn renew(api: Arc<Api>, record: Arc<Record>, stop: Stop) {
     let longest = Duration::from_secs(u64::try_from(DURATION_S).unwrap_or_default());
     loop {
         tokio::time::sleep(RENEW).await;
-        let renewed = record.write(&api, json!({ "spec": { "renewTime": micro_time() } })).await;
-        match renewed {
-            Ok(()) => last = tokio::time::Instant::now(),
-            Err(error) if matches!(error.code(), 404 | 409) => {
-                if !record.is_still_ours(&api).await.unwrap_or(error.code() == 409) {
-                    stop.signal(Cause::LockLost);
-                    return;
-                }
+        let renewal = record.write(&api, json!({ "spec": { "renewTime": micro_time() } }));
+        // Whatever hangs: once the Lease has expired, another pass may have it.
+        match tokio::time::timeout_at(last + longest, renewal).await {
+            Ok(Ok(true)) => last = tokio::time::Instant::now(),
+            Ok(Ok(false)) | Err(_) => {
+                stop.signal(Cause::LockLost);
+                return;
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 let error = OrchestratorError::from(error);
                 tracing::warn!(%error, "the lock could not be renewed");
             }
-        }
-        if last.elapsed() > longest {
-            stop.signal(Cause::LockLost);
-            return;
         }
     }
 }

@@ -58,6 +58,8 @@ pub(super) struct ManagedFields {
     pub(super) operation: String,
     #[serde(default)]
     pub(super) subresource: String,
+    #[serde(default)]
+    pub(super) time: Option<Timestamp>,
     /// As text: of thousands of Deployments few are ever looked into.
     #[serde(default)]
     pub(super) fields_v1: Option<Box<RawValue>>,
@@ -83,6 +85,8 @@ pub(super) struct Deployment {
 pub(super) struct DeploymentSpec {
     #[serde(default)]
     pub(super) replicas: Option<i64>,
+    #[serde(default)]
+    pub(super) paused: bool,
     #[serde(default)]
     pub(super) selector: Selector,
     pub(super) template: Template,
@@ -110,9 +114,14 @@ impl Pod {
         names.all(|name| name == deployment)
     }
 
+    /// Whether nothing of it runs any more.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.status.phase.as_str(), "Failed" | "Succeeded")
+    }
+
     /// Whether it has ended for good, or is about to.
     pub(super) fn is_over(&self) -> bool {
-        self.metadata.deletion_timestamp.is_some() || matches!(self.status.phase.as_str(), "Failed" | "Succeeded")
+        self.metadata.deletion_timestamp.is_some() || self.has_ended()
     }
 }
 
@@ -232,4 +241,6 @@ pub(super) struct Terminated {
     pub(super) message: String,
     #[serde(default)]
     pub(super) started_at: Option<Timestamp>,
+    #[serde(default)]
+    pub(super) finished_at: Option<Timestamp>,
 }

@@ -1,19 +1,19 @@
 //! What is there: one paged list of Deployments and one of pods, whatever the number of connectors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use kube::core::params::ListParams;
 use serde::de::DeserializeOwned;
 
 use super::api::{ApiError, Failure, Kind};
-use super::condition::{Condition, LogSource, condition, refused_pods};
+use super::condition::{Condition, LogSource, condition, own_troubles};
 use super::objects::{Deployment, Page, Pod};
 use super::{ANNOTATION_APPLIED, ANNOTATION_MEMORY, Applied, Known, Kubernetes, handle, ownership};
 use crate::desired::Desired;
 use crate::model::{
-    Change, ConfigHash, ConnectorId, ConnectorMemory, Handle, Phase, PlatformKind, Trouble, TroubleKind, Vitals,
-    Workload,
+    Change, ConfigHash, ConnectorId, ConnectorMemory, CurrentStatus, Handle, Phase, PlatformKind, Trouble, TroubleKind,
+    Vitals, Workload,
 };
 use crate::orchestrator::versioned::decode;
 use crate::orchestrator::{Look, Observation, OrchestratorError};
@@ -60,6 +60,20 @@ impl Kubernetes {
             let pods = pods_of.get(one.connector.as_str()).map(Vec::as_slice).unwrap_or_default();
             self.add(&mut observation, one, pods, now);
         }
+        let known = observation.observed.workloads.iter().map(|workload| workload.connector.as_str());
+        let known: BTreeSet<&str> = known.collect();
+        let left: Vec<&Pod> = pods_of
+            .iter()
+            .filter(|(connector, _)| !known.contains(connector.as_str()))
+            .filter_map(|(_, pods)| pods.iter().find(|pod| self.is_left(pod)))
+            .collect();
+        for pod in left {
+            let connector = pod.metadata.labels.get(LABEL_CONNECTOR).and_then(|id| ConnectorId::new(id).ok());
+            if let Some(connector) = connector.filter(|connector| desired.lists(connector)) {
+                let why = format!("the pod {} of a Deployment that is gone has not ended yet", pod.metadata.name);
+                observation.observed.failed.entry(connector).or_insert(why);
+            }
+        }
         Ok(observation)
     }
 
@@ -94,6 +108,11 @@ impl Kubernetes {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether a pod without a Deployment is one of this manager's, and runs: another instance must not run beside it.
+    fn is_left(&self, pod: &Pod) -> bool {
+        pod.metadata.labels.get(LABEL_MANAGER).map(String::as_str) == Some(self.manager.as_str()) && !pod.has_ended()
     }
 
     /// What of a Deployment matters. `None`: it is not one of ours, or about to go.
@@ -136,19 +155,27 @@ impl Kubernetes {
                 meta.name
             )),
         }
-        Some(Seen::of(deployment, connector, platform))
+        // What does not run has its status and its last log on the platform already, or is about to.
+        let told = desired.shown(&connector) == Some(CurrentStatus::Stopped);
+        let needs_environment = deployment.spec.replicas != Some(0) || !told;
+        Some(Seen::of(deployment, connector, platform, needs_environment))
     }
 
     fn add(&self, observation: &mut Observation, seen: Seen, pods: &[Pod], now: Timestamp) {
         let its: Vec<&Pod> = pods.iter().filter(|pod| pod.is_of(&seen.name)).collect();
         let Condition { phase, vitals, mut troubles, log } =
-            condition(seen.replicas, seen.refused, &its, seen.secret.as_deref(), now);
+            condition(seen.replicas, seen.own, &its, seen.secret.as_deref(), now);
         troubles.extend(seen.drift);
         let handle = handle(&seen.name, &seen.uid);
-        if phase.is_up() {
+        if !seen.environment.is_empty() {
             observation.environments.insert(handle.clone(), seen.environment);
         }
-        self.know(handle.clone(), Known { connector: seen.connector.clone(), log });
+        let outlived = seen.applied.filter(|applied| {
+            let older = |pod: &&Pod| pod.metadata.creation_timestamp.is_none_or(|at| at.as_second() < applied.at);
+            applied.retired.is_some() && !its.iter().copied().any(|pod| !pod.has_ended() && older(&pod))
+        });
+        let connector = seen.connector.clone();
+        self.know(handle.clone(), Known { connector, log, memory: seen.memory, outlived });
         observation.observed.workloads.push(Workload {
             handle,
             name: seen.name,
@@ -187,11 +214,12 @@ impl Kubernetes {
             why: format!("its {LABEL_CONNECTOR} label cannot be used: {invalid}"),
             cure: "somebody changed its labels: put them back, or delete it",
         })?;
-        let seen = Seen::of(deployment, connector, Some(self.platform));
+        let seen = Seen::of(deployment, connector, Some(self.platform), true);
         let its: Vec<&Pod> = its.iter().collect();
         let Condition { phase, vitals, troubles, log } =
-            condition(seen.replicas, seen.refused, &its, seen.secret.as_deref(), Timestamp::now());
-        self.know(handle.clone(), Known { connector: seen.connector, log });
+            condition(seen.replicas, seen.own, &its, seen.secret.as_deref(), Timestamp::now());
+        let (connector, memory) = (seen.connector, seen.memory);
+        self.know(handle.clone(), Known { connector, log, memory, outlived: None });
         let unseen = || Vitals { generation: Some(String::new()), ..Vitals::default() };
         let vitals = vitals.unwrap_or_else(unseen);
         Ok(Some(Look { phase, created: seen.created, vitals, environment: seen.environment, troubles }))
@@ -225,16 +253,23 @@ struct Seen {
     replicas: i64,
     change: Change,
     secret: Option<String>,
-    refused: Vec<Trouble>,
+    own: Vec<Trouble>,
     drift: Option<Trouble>,
-    /// Of what should run: the rest has no log that is sent.
+    memory: Option<String>,
+    applied: Option<Applied>,
     environment: Vec<(String, Secret)>,
 }
 
 impl Seen {
-    fn of(deployment: Deployment, connector: ConnectorId, platform: Option<PlatformKind>) -> Self {
+    fn of(
+        mut deployment: Deployment,
+        connector: ConnectorId,
+        platform: Option<PlatformKind>,
+        needs_environment: bool,
+    ) -> Self {
         let hash = hash(&deployment);
         let replicas = deployment.spec.replicas.unwrap_or(1);
+        let applied = deployment.metadata.annotations.get(ANNOTATION_APPLIED).and_then(|text| decode(text).ok());
         Self {
             connector,
             platform,
@@ -242,9 +277,11 @@ impl Seen {
             replicas,
             change: change(&deployment),
             secret: super::write::secret_in(&deployment),
-            refused: refused_pods(&deployment),
-            drift: drift(&deployment, hash.as_ref()),
-            environment: if replicas == 0 { vec![] } else { environment(&deployment) },
+            own: own_troubles(&deployment),
+            drift: applied.as_ref().and_then(|applied| drift(&deployment, hash.as_ref(), applied)),
+            environment: if needs_environment { environment(&deployment) } else { vec![] },
+            applied,
+            memory: deployment.metadata.annotations.remove(ANNOTATION_MEMORY),
             hash,
             name: deployment.metadata.name,
             uid: deployment.metadata.uid,
@@ -274,9 +311,8 @@ fn change(deployment: &Deployment) -> Change {
     if exact { Change::InPlace } else { Change::Recreated }
 }
 
-fn drift(deployment: &Deployment, hash: Option<&ConfigHash>) -> Option<Trouble> {
+fn drift(deployment: &Deployment, hash: Option<&ConfigHash>, applied: &Applied) -> Option<Trouble> {
     let meta = &deployment.metadata;
-    let applied: Applied = decode(meta.annotations.get(ANNOTATION_APPLIED)?).ok()?;
     // A pass that was cut off wrote the fields of another configuration.
     let same = hash.is_some_and(|hash| hash.as_str() == applied.hash);
     let now = ownership::fingerprint(&meta.managed_fields)?;

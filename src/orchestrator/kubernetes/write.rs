@@ -4,24 +4,26 @@ use std::time::Duration;
 
 use kube::core::params::ListParams;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::api::{ApiError, FIELD_MANAGER, Kind};
 use super::objects::{Deployment, Page, Pod};
 use super::ownership::{self, Takeover};
-use super::{ANNOTATION_APPLIED, Applied, Known, Kubernetes, handle};
+use super::{ANNOTATION_APPLIED, ANNOTATION_MEMORY, Applied, Known, Kubernetes, handle};
 use crate::model::{ConnectorId, Handle, short_hash};
 use crate::orchestrator::versioned::encode;
 use crate::orchestrator::{OrchestratorError, StepError};
 use crate::plan::Obstacle;
-use crate::render::kubernetes::{self as render, ANNOTATION_HASH, Shape};
+use crate::render::kubernetes::{self as render, Shape};
 use crate::render::{LABEL_CONNECTOR, LABEL_MANAGER, Spec};
-use crate::stop::Stop;
+use crate::stop::{Cause, Stop};
 
 /// Longest wait for the pods of a Deployment to end; the default grace period of a pod is 30 s.
 const END_TIMEOUT: Duration = Duration::from_mins(1);
 /// Time between two looks at pods that end.
 const END_POLL: Duration = Duration::from_millis(500);
+/// Times that fields are taken over again when something else wrote the object meanwhile.
+const TAKEOVER_TRIES: usize = 5;
 /// Ends of the two names that a connector's Secret can have: a change is written to the one that is not in use.
 const SLOTS: [&str; 2] = ["env-a", "env-b"];
 
@@ -29,10 +31,9 @@ impl Kubernetes {
     /// Makes a Deployment that does not exist. It starts, and counts as complete, once everything is there.
     pub(super) async fn deploy(&self, spec: &Spec, name: &str, start: bool) -> Result<Handle, StepError> {
         let pull_secret = self.pull_secret().await?;
-        let secret = secret_name(spec, SLOTS[0]);
-        let shape = Shape { name, secret: &secret, pull_secret: pull_secret.as_deref(), start: false, complete: false };
+        let shape = Shape { name, secret: name, pull_secret: pull_secret.as_deref(), start: false, complete: false };
         let skeleton = render::deployment(spec, &self.defaults, shape);
-        let object = match self.api.create::<Value>(Kind::Deployments, &skeleton, false).await {
+        let object = match self.api.create::<Value>(Kind::Deployments, &skeleton).await {
             Ok(object) => object,
             // Made by a request whose answer was lost, or by somebody else.
             Err(error) if error.code() == 409 => self.api.get::<Value>(Kind::Deployments, name).await?,
@@ -46,7 +47,11 @@ impl Kubernetes {
 
     /// Changes a Deployment where it is.
     pub(super) async fn refresh(&self, spec: &Spec, old: &Handle, start: bool) -> Result<Handle, StepError> {
-        let object = self.get_old(old).await?;
+        let (name, uid) = parts(old);
+        let object: Value = self.api.get(Kind::Deployments, name).await?;
+        if object.pointer("/metadata/uid").and_then(Value::as_str) != Some(uid) {
+            return Err(made_anew(name));
+        }
         self.converge(spec, object, start).await
     }
 
@@ -63,7 +68,7 @@ impl Kubernetes {
         match obstacle {
             Obstacle::Name => {
                 let new = self.deploy(spec, name, false).await?;
-                self.end(old, &spec.connector, stop).await?;
+                self.end(old, stop).await?;
                 self.delete(old).await?;
                 if start {
                     self.scale(&new, 1).await?;
@@ -71,13 +76,10 @@ impl Kubernetes {
                 Ok(new)
             }
             Obstacle::Selector => {
-                let pull_secret = self.pull_secret().await?;
-                let (trial, secret) = (format!("{name}.xtm-trial"), secret_name(spec, SLOTS[0]));
-                let pull_secret = pull_secret.as_deref();
-                let shape = Shape { name: &trial, secret: &secret, pull_secret, start, complete: true };
-                let trial = render::deployment(spec, &self.defaults, shape);
-                self.api.create::<Value>(Kind::Deployments, &trial, true).await?;
-                self.end(old, &spec.connector, stop).await?;
+                let trial = format!("{name}.xtm-trial");
+                let shape = Shape { name: &trial, secret: &trial, pull_secret: None, start, complete: true };
+                self.api.try_apply(Kind::Deployments, &render::deployment(spec, &self.defaults, shape)).await?;
+                self.end(old, stop).await?;
                 self.delete(old).await?;
                 self.deploy(spec, name, start).await
             }
@@ -92,104 +94,127 @@ impl Kubernetes {
 
     pub(super) async fn delete(&self, handle: &Handle) -> Result<(), ApiError> {
         let (name, uid) = parts(handle);
-        self.api.delete(Kind::Deployments, name, Some(uid)).await
+        self.api.delete(Kind::Deployments, name, Some(uid)).await?;
+        self.known().remove(handle);
+        Ok(())
     }
 
-    /// Secret, then Deployment, then what is no longer needed. Up to the Deployment's apply nothing that runs is changed.
+    /// Secret, then Deployment. Up to the Deployment's apply nothing that runs is changed; the Secret of what runs stays until
+    /// its last pod is gone, for a container that is restarted reads it again.
     async fn converge(&self, spec: &Spec, object: Value, start: bool) -> Result<Handle, StepError> {
         let target = read(&object)?;
-        let (name, uid) = (target.metadata.name.clone(), target.metadata.uid.clone());
-        // What is not complete runs nothing: it keeps the Secret that it was made for.
-        let complete = target.metadata.annotations.get(ANNOTATION_HASH).is_none_or(|hash| !hash.is_empty());
-        let current = secret_in(&target).filter(|_| complete);
+        let meta = &target.metadata;
+        let (name, uid) = (meta.name.as_str(), meta.uid.as_str());
+        if meta.deletion_timestamp.is_some() {
+            let (what, why) = (format!("the Deployment {name}"), "it is being deleted".to_owned());
+            return Err(StepError::Engine { what, why });
+        }
         let pull_secret = self.pull_secret().await?;
-        let free = SLOTS.map(|slot| secret_name(spec, slot)).into_iter().find(|slot| Some(slot) != current.as_ref());
-        let free = free.unwrap_or_default();
-        let secret = render::secret(spec, &free, &name, &uid);
-        let shape = Shape { name: &name, secret: &free, pull_secret: pull_secret.as_deref(), start, complete: true };
+        let current = secret_in(&target);
+        let slots = SLOTS.map(|slot| secret_name(name, uid, slot));
+        let free = slots.into_iter().find(|slot| Some(slot) != current.as_ref()).unwrap_or_default();
+        let shape = Shape { name, secret: &free, pull_secret: pull_secret.as_deref(), start, complete: true };
         let mut wanted = render::deployment(spec, &self.defaults, shape);
         if let Some(metadata) = wanted.get_mut("metadata").and_then(Value::as_object_mut) {
             // Of a Deployment that was made anew meanwhile, nothing is changed.
-            metadata.insert("uid".to_owned(), uid.as_str().into());
+            metadata.insert("uid".to_owned(), uid.into());
         }
-        if !ownership::is_applied(&target.metadata.managed_fields) {
-            self.take_over(&object, Takeover::Maker).await?;
+        if !ownership::is_applied(&meta.managed_fields) {
+            self.take_over(object.clone(), Takeover::Maker).await?;
         }
-        if let Some(secret) = &secret {
-            self.api.apply::<Value>(Kind::Secrets, secret).await?;
+        if let Some(secret) = render::secret(spec, &free, name, uid) {
+            self.api.apply::<Value>(Kind::Secrets, &secret).await?;
         }
-        let applied = match self.api.apply::<Value>(Kind::Deployments, &wanted).await {
+        let applied: Value = match self.api.apply(Kind::Deployments, &wanted).await {
             // What somebody wrote by hand does not go together with ours.
-            Err(error) if error.code() == 422 => {
-                let present: Value = self.api.get(Kind::Deployments, &name).await?;
-                if read(&present)?.metadata.uid == uid {
-                    self.take_over(&present, Takeover::Exclusive).await?;
-                    self.api.apply::<Value>(Kind::Deployments, &wanted).await
-                } else {
-                    Err(error)
-                }
+            Err(error) if error.code() == 422 && !error.is_another() => {
+                self.take_over(self.api.get(Kind::Deployments, name).await?, Takeover::Exclusive).await?;
+                self.api.apply(Kind::Deployments, &wanted).await?
             }
-            applied => applied,
+            applied => applied?,
         };
-        let applied = match applied {
-            Ok(applied) => applied,
-            Err(error) => {
-                if secret.is_some() {
-                    self.discard(&free).await;
-                }
-                return Err(error.into());
-            }
-        };
-        let handle = handle(&name, &uid);
-        let secret = secret.map(|_| free);
-        if let Some(unused) = current.filter(|current| Some(current) != secret.as_ref()) {
-            self.discard(&unused).await;
-        }
-        self.known().insert(handle.clone(), Known { connector: spec.connector.clone(), log: None });
-        self.note_applied(&name, &applied, spec).await?;
+        let handle = handle(name, uid);
+        let memory = meta.annotations.get(ANNOTATION_MEMORY).cloned();
+        let known = Known { connector: spec.connector.clone(), log: None, memory, outlived: None };
+        self.known().insert(handle.clone(), known);
+        self.note_applied(name, &applied, spec, current).await;
         Ok(handle)
     }
 
-    /// Writes down whose fields were applied, so that a change by somebody else is seen.
-    async fn note_applied(&self, name: &str, applied: &Value, spec: &Spec) -> Result<(), StepError> {
-        let managed = read(applied)?.metadata.managed_fields;
-        let Some(fields) = ownership::fingerprint(&managed) else { return Ok(()) };
-        let text = encode(Applied { hash: spec.hash.as_str().to_owned(), fields })
-            .map_err(|error| StepError::Internal(error.to_string()))?;
-        let patch = json!({ "metadata": { "annotations": { ANNOTATION_APPLIED: text } } });
-        self.api.merge::<Value>(Kind::Deployments, name, None, &patch).await?;
-        Ok(())
-    }
-
-    /// Writes fields down as ours without changing them.
-    async fn take_over(&self, object: &Value, takeover: Takeover) -> Result<(), StepError> {
-        let target = read(object)?;
-        let managed = object.pointer("/metadata/managedFields").and_then(Value::as_array).cloned().unwrap_or_default();
-        let managed = ownership::taken_over(&managed, takeover);
-        if !managed.iter().any(|entry| entry.get("manager").and_then(Value::as_str) == Some(FIELD_MANAGER)) {
-            return Ok(());
-        }
-        let (name, version) = (&target.metadata.name, &target.metadata.resource_version);
-        let patch = json!({ "metadata": { "resourceVersion": version, "managedFields": managed } });
-        self.api.merge::<Value>(Kind::Deployments, name, None, &patch).await?;
-        Ok(())
-    }
-
-    /// Takes away a Secret that nothing refers to any more. It goes with its Deployment at the latest.
-    async fn discard(&self, secret: &str) {
-        if let Err(error) = self.api.delete(Kind::Secrets, secret, None).await {
+    /// Writes down whose fields were applied, so that a change by somebody else is seen, and which Secret is to go.
+    async fn note_applied(&self, name: &str, applied: &Value, spec: &Spec, retired: Option<String>) {
+        let Ok(applied) = read(applied) else { return };
+        let managed = &applied.metadata.managed_fields;
+        let Some(fields) = ownership::fingerprint(managed) else { return };
+        let at = ownership::applied_at(managed).unwrap_or_default().as_second();
+        let note = Applied { hash: spec.hash.as_str().to_owned(), fields, at, retired };
+        if let Err(error) = self.write_note(name, &note).await {
             let error = OrchestratorError::from(error);
-            tracing::warn!(secret, %error, "a Secret that is no longer used stays until its connector changes or goes");
+            tracing::warn!(deployment = name, %error, "what was applied could not be noted: changes by others are not seen");
         }
     }
 
-    async fn get_old(&self, old: &Handle) -> Result<Value, StepError> {
-        let (name, uid) = parts(old);
-        let object: Value = self.api.get(Kind::Deployments, name).await?;
-        if object.pointer("/metadata/uid").and_then(Value::as_str) == Some(uid) {
-            return Ok(object);
+    async fn write_note(&self, name: &str, note: &Applied) -> Result<(), ApiError> {
+        let text = encode(note).ok();
+        let patch = json!({ "metadata": { "annotations": { ANNOTATION_APPLIED: text } } });
+        self.api.merge::<Value>(Kind::Deployments, name, None, &patch).await.map(drop)
+    }
+
+    /// Takes away the Secrets of pods that are all gone. What fails is tried again by the next pass, and goes with its
+    /// Deployment at the latest.
+    pub(super) async fn discard_retired(&self) {
+        let outlived: Vec<(Handle, Applied)> = self
+            .known()
+            .iter_mut()
+            .filter_map(|(handle, known)| Some((handle.clone(), known.outlived.take()?)))
+            .collect();
+        for (handle, mut note) in outlived {
+            let Some(secret) = note.retired.take() else { continue };
+            let done = async {
+                self.api.delete(Kind::Secrets, &secret, None).await?;
+                self.write_note(parts(&handle).0, &note).await
+            };
+            if let Err(error) = done.await {
+                let error = OrchestratorError::from(error);
+                tracing::warn!(secret, %error, "a Secret that is no longer used could not be taken away");
+            }
         }
-        let (what, why) = (format!("the Deployment {name}"), "it was made anew by somebody else meanwhile".to_owned());
+    }
+
+    /// Writes fields down as ours without changing them. The cluster's own controllers write the object as well: then it is
+    /// looked at again.
+    async fn take_over(&self, mut object: Value, takeover: Takeover) -> Result<(), StepError> {
+        let (name, uid) = {
+            let target = read(&object)?;
+            (target.metadata.name, target.metadata.uid)
+        };
+        for _ in 0..TAKEOVER_TRIES {
+            let target = read(&object)?;
+            if target.metadata.uid != uid {
+                return Err(made_anew(&name));
+            }
+            let managed =
+                object.pointer("/metadata/managedFields").and_then(Value::as_array).cloned().unwrap_or_default();
+            let managed = ownership::taken_over(&managed, takeover);
+            let ours = |entry: &Value| entry.get("manager").and_then(Value::as_str) == Some(FIELD_MANAGER);
+            let mut metadata = Map::new();
+            metadata.insert("resourceVersion".to_owned(), target.metadata.resource_version.into());
+            if managed.iter().any(ours) {
+                metadata.insert("managedFields".to_owned(), managed.into());
+            }
+            let mut patch = Map::new();
+            patch.insert("metadata".to_owned(), metadata.into());
+            if takeover == Takeover::Exclusive {
+                let strategy = json!({ "type": "Recreate", "rollingUpdate": null });
+                patch.insert("spec".to_owned(), json!({ "strategy": strategy }));
+            }
+            let patch = Value::Object(patch);
+            match self.api.merge::<Value>(Kind::Deployments, &name, None, &patch).await {
+                Err(error) if error.code() == 409 => object = self.api.get(Kind::Deployments, &name).await?,
+                done => return done.map(drop).map_err(Into::into),
+            }
+        }
+        let (what, why) = (format!("the Deployment {name}"), "it changes all the time".to_owned());
         Err(StepError::Engine { what, why })
     }
 
@@ -199,17 +224,25 @@ impl Kubernetes {
         label(LABEL_MANAGER) == Some(self.manager.as_str()) && label(LABEL_CONNECTOR) == Some(connector.as_str())
     }
 
-    /// Stops a Deployment and waits until none of its pods is left.
-    async fn end(&self, handle: &Handle, connector: &ConnectorId, stop: &Stop) -> Result<(), StepError> {
-        let (name, _) = parts(handle);
+    /// Stops a Deployment and waits until none of its pods is left. A wait that has begun is not cut short by a signal: what
+    /// comes after it starts the connector again.
+    pub(super) async fn end(&self, handle: &Handle, stop: &Stop) -> Result<(), StepError> {
+        let (name, uid) = parts(handle);
+        let deployment: Deployment = match self.api.get(Kind::Deployments, name).await {
+            Err(error) if error.is_absent() => return Ok(()),
+            deployment => deployment?,
+        };
+        if deployment.metadata.uid != uid {
+            return Err(made_anew(name));
+        }
         self.scale(handle, 0).await?;
+        let connector = deployment.metadata.labels.get(LABEL_CONNECTOR).cloned().unwrap_or_default();
         let params = ListParams::default().labels(&format!("{LABEL_CONNECTOR}={connector}"));
         let begun = tokio::time::Instant::now();
         loop {
             let pods = self.api.list::<Page<Pod>>(Kind::Pods, &params).await?.items;
-            let ended = |pod: &Pod| matches!(pod.status.phase.as_str(), "Failed" | "Succeeded");
-            let Some(left) = pods.iter().find(|pod| pod.is_of(name) && !ended(pod)) else { return Ok(()) };
-            if begun.elapsed() >= END_TIMEOUT || stop.cause().is_some() {
+            let Some(left) = pods.iter().find(|pod| pod.is_of(name) && !pod.has_ended()) else { return Ok(()) };
+            if begun.elapsed() >= END_TIMEOUT || stop.cause() == Some(Cause::LockLost) {
                 let what = format!("the pod {} of the old Deployment has not ended", left.metadata.name);
                 return Err(StepError::StillRunning { what, waited_s: begun.elapsed().as_secs() });
             }
@@ -233,13 +266,20 @@ impl Kubernetes {
 /// The Secret of ours that a Deployment's containers refer to.
 pub(super) fn secret_in(deployment: &Deployment) -> Option<String> {
     let variables = deployment.spec.template.spec.containers.iter().flat_map(|container| &container.env);
-    let mut names = variables.filter_map(|env| Some(&env.value_from.as_ref()?.secret_key_ref.as_ref()?.name));
-    names.find(|name| SLOTS.iter().any(|slot| name.ends_with(slot))).cloned()
+    let names = variables.filter_map(|env| Some(env.value_from.as_ref()?.secret_key_ref.as_ref()?.name.as_str()));
+    let ours = SLOTS.map(|slot| secret_name(&deployment.metadata.name, &deployment.metadata.uid, slot));
+    names.into_iter().find(|name| ours.iter().any(|ours| ours == name)).map(str::to_owned)
 }
 
-/// It cannot be somebody else's by accident, for it holds a hash of the connector's id.
-fn secret_name(spec: &Spec, slot: &str) -> String {
-    format!("{}-{}-{slot}", spec.name, short_hash(spec.connector.as_str(), 8))
+/// It cannot be somebody else's, for it holds a hash of the Deployment's uid; nor that of an earlier Deployment of the same
+/// name, which the garbage collector may be about to take away.
+fn secret_name(name: &str, uid: &str, slot: &str) -> String {
+    format!("{name}-{}-{slot}", short_hash(uid, 8))
+}
+
+fn made_anew(name: &str) -> StepError {
+    let (what, why) = (format!("the Deployment {name}"), "it was made anew by somebody else meanwhile".to_owned());
+    StepError::Engine { what, why }
 }
 
 fn read(object: &Value) -> Result<Deployment, StepError> {
