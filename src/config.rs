@@ -273,7 +273,8 @@ fn orchestrator(raw: &Raw, funnel: &mut Funnel) -> Option<OrchestratorSettings> 
     match selector.as_str() {
         "docker" => return docker::settle(raw, funnel).map(Box::new).map(OrchestratorSettings::Docker),
         "kubernetes" => return kubernetes::settle(raw, funnel).map(Box::new).map(OrchestratorSettings::Kubernetes),
-        _ => {}
+        // All problems come at once, also those of what may have been meant.
+        _ => drop(docker::settle(raw, funnel)),
     }
     let what = match selector.as_str() {
         "portainer" | "swarm" => format!("{selector} is not supported by this version"),

@@ -215,7 +215,7 @@ impl OrchestratorError {
     pub fn cure(&self) -> &'static str {
         match self {
             Self::Unreachable { cure, .. } | Self::Locked { cure, .. } | Self::Refused { cure, .. } => cure,
-            Self::Version { .. } => "upgrade it, or this program",
+            Self::Version { .. } => "upgrade the engine (20.10 or later), or this program",
         }
     }
 }

@@ -301,16 +301,93 @@ fn only_a_plain_http_url_is_taken_for_the_platform() {
 
 #[test]
 fn what_this_version_does_not_support_is_refused_by_name() {
-    for selector in ["kubernetes", "swarm", "portainer", "Kubernetes"] {
+    for selector in ["swarm", "portainer", "Swarm"] {
         let told = problem(with(good(), &[("OPENCTI__DAEMON__SELECTOR", selector)]));
         let name = selector.to_lowercase();
-        expect_all(&told, &[&format!("{name} is not supported by this version"), "set it to docker"], selector);
+        let parts = [&format!("{name} is not supported by this version"), "set it to kubernetes or docker"];
+        expect_all(&told, &parts, selector);
     }
-    // The daemon's default is kubernetes.
-    let told = problem(without(good(), "OPENCTI__DAEMON__SELECTOR"));
-    expect_all(&told, &["OPENCTI__DAEMON__SELECTOR: kubernetes is not supported"], "default");
     expect_all(&problem(with(good(), &[("OPENCTI__ENABLE", "false")])), &["no platform is enabled"], "off");
     expect_all(&problem(with(good(), &[("OPENAEV__ENABLE", "true")])), &["OpenAEV is not supported"], "OpenAEV");
+}
+
+/// A kubeconfig with two contexts.
+const KUBECONFIG: &str = "\
+apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: 'https://one:6443'}}, {name: d, cluster: {server: 'https://two:6443'}}]
+users: [{name: u, user: {token: the-token}}]
+contexts: [{name: one, context: {cluster: c, user: u}}, {name: two, context: {cluster: d, user: u, namespace: feeds}}]
+current-context: one
+";
+
+#[test]
+fn a_cluster_comes_from_a_kubeconfig_the_pod_or_the_home_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    // The daemon's default selector is kubernetes.
+    let bare = without(good(), "OPENCTI__DAEMON__SELECTOR");
+    let told = problem(bare.clone());
+    expect_all(&told, &["KUBECONFIG: no cluster is configured", "service account", "SELECTOR=docker"], "nothing there");
+    let place = |more: &[(&str, &str)]| loaded(&[], with(bare.clone(), more)).orchestrator.place();
+    assert_eq!(place(&[("KUBERNETES_SERVICE_HOST", "10.0.0.1")]), "the cluster of this pod");
+    let path = file(folder.path(), "config", KUBECONFIG, 0o600);
+    assert_eq!(
+        place(&[("KUBECONFIG", &path), ("KUBERNETES_SERVICE_HOST", "10.0.0.1")]),
+        format!("the cluster of {path}")
+    );
+    let second = [("KUBECONFIG", path.as_str()), ("OPENCTI__DAEMON__KUBERNETES__CONTEXT", "two")];
+    assert_eq!(place(&second), format!("the cluster of context two in {path}"));
+    std::fs::create_dir(folder.path().join(".kube")).unwrap();
+    let home = file(&folder.path().join(".kube"), "config", KUBECONFIG, 0o600);
+    assert_eq!(place(&[("HOME", folder.path().to_str().unwrap())]), format!("the cluster of {home}"));
+    // A list, as kubectl takes it: what is not there is left out, unless nothing is.
+    assert_eq!(place(&[("KUBECONFIG", &format!("/not/there:{path}"))]), format!("the cluster of {path}"));
+
+    let told = problem(with(bare.clone(), &[("KUBECONFIG", "/not/there")]));
+    expect_all(&told, &["KUBECONFIG: cannot read /not/there"], "not there");
+    let broken = file(folder.path(), "broken", "clusters: [{name: the-token", 0o600);
+    let told = problem(with(bare.clone(), &[("KUBECONFIG", &broken)]));
+    assert!(told.contains("is no kubeconfig") && !told.contains("the-token"), "{told}");
+    let told = problem(with(bare, &[("KUBECONFIG", &path), ("OPENCTI__DAEMON__KUBERNETES__CONTEXT", "three")]));
+    expect_all(&told, &["no context three", "use one of: one, two"], "context");
+}
+
+#[test]
+fn a_base_deployment_that_makes_none_and_other_faults_of_kubernetes_come_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(folder.path(), "config", KUBECONFIG, 0o600);
+    let cluster = with(good(), &[("OPENCTI__DAEMON__SELECTOR", "kubernetes"), ("KUBECONFIG", &path)]);
+    let prefix = "OPENCTI__DAEMON__KUBERNETES__";
+    let set = |name: &str, text: &str| problem(with(cluster.clone(), &[(&format!("{prefix}{name}"), text)]));
+    for (name, text, told) in [
+        ("BASE_DEPLOYMENT_JSON", "{", "it is not JSON"),
+        ("BASE_DEPLOYMENT_JSON", "[]", "it is no mapping"),
+        ("BASE_DEPLOYMENT_JSON", r#"{"spec":{"template":{"spec":{"hostNetwork":"x"}}}}"#, "it makes no Deployment"),
+        (
+            "BASE_DEPLOYMENT_JSON",
+            r#"{"spec":{"template":{"spec":{"tolerations":[{"key":1}]}}}}"#,
+            "it makes no Deployment",
+        ),
+        ("IMAGE_RESOURCES", r#"{"limits":{"memory":[]}}"#, "it is no resources"),
+        ("IMAGE_PULL_POLICY", "sometimes", "is no policy"),
+        ("NAMESPACE", "Not_A_Name", "can be no namespace"),
+    ] {
+        expect_all(&set(name, text), &[told], text);
+    }
+    let all = with(
+        cluster.clone(),
+        &[("OPENCTI__DAEMON__KUBERNETES__NAMESPACE", "-"), ("OPENCTI__DAEMON__KUBERNETES__IMAGE_RESOURCES", "x")],
+    );
+    assert_eq!(problems(&[], all).lines().count(), 2);
+
+    // In a file it is a mapping, as the daemon has it.
+    let yaml = "opencti:\n  daemon:\n    selector: kubernetes\n    kubernetes:\n      image_pull_policy: Always\n      base_deployment:\n        spec:\n          template:\n            spec:\n              nodeSelector: {disk: fast}\n      image_resources: {limits: {memory: 1Gi}}\n";
+    let config = PathBuf::from(file(folder.path(), "production.yaml", yaml, 0o600));
+    let settings = loaded(std::slice::from_ref(&config), without(cluster, "OPENCTI__DAEMON__SELECTOR"));
+    let OrchestratorSettings::Kubernetes(kubernetes) = &settings.orchestrator else { panic!("kubernetes") };
+    assert_eq!(kubernetes.workload.base["spec"]["template"]["spec"]["nodeSelector"]["disk"], "fast");
+    assert_eq!(kubernetes.workload.resources.as_ref().unwrap()["limits"]["memory"], "1Gi");
+    assert_eq!(kubernetes.workload.pull_policy.unwrap().as_str(), "Always");
 }
 
 #[test]
@@ -437,7 +514,7 @@ fn the_daemons_file_is_read_as_it_is_and_the_environment_wins() {
     let only_key: Variables =
         with(Variables::new(), &[("MANAGER__CREDENTIALS_KEY", &TestKey::rsa(2048, KeyForm::Pkcs8).pem)]);
     let told = problems(std::slice::from_ref(&daemon), only_key.clone());
-    expect_all(&told, &["MANAGER__ID: it still is", "OPENCTI__TOKEN: it still is", "OPENCTI__DAEMON__SELECTOR"], "raw");
+    expect_all(&told, &["MANAGER__ID: it still is", "OPENCTI__TOKEN: it still is", "KUBECONFIG: no cluster"], "raw");
     assert_eq!(told.lines().count(), 3, "{told}");
 
     let settings = loaded(std::slice::from_ref(&daemon), good());

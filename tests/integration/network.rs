@@ -303,3 +303,48 @@ fn a_proxy_with_a_ca_of_its_own_is_trusted_and_the_ca_is_in_the_connectors_conta
     file.read_to_string(&mut pem).unwrap();
     assert_eq!(pem.trim(), fs::read_to_string(Path::new(&certificates.ca())).unwrap().trim());
 }
+
+/// As a pod does: the service account's files at their place, in a mount namespace of its own, and the API server over TLS.
+#[test]
+fn in_a_pod_the_cluster_is_reached_with_the_service_account() {
+    use stand_in_kubernetes::{Options, StandIn};
+    let options =
+        Options { namespaces: vec!["feeds".to_owned()], token: Some("pods-token".to_owned()), ..Options::default() };
+    let api_server = StandIn::start(options).unwrap();
+    let address = api_server.url().strip_prefix("http://").unwrap().parse().unwrap();
+    let certificates = Certificates::new();
+    let front = Front::new(&certificates, address);
+    let scene = Scene::new("pod");
+    let name = scene.connector("a");
+    let folder = certificates.0.path();
+    let pass = |token: &str, ca: &Path| {
+        fs::write(folder.join("token"), token).unwrap();
+        let script = format!(
+            "mount -t tmpfs none /run; cd /run; mkdir -p secrets/kubernetes.io/serviceaccount; cd secrets/kubernetes.io/serviceaccount; \
+             cp {token} token; cp {ca} ca.crt; printf feeds >namespace; exec {program} run --output json",
+            token = folder.join("token").display(),
+            ca = ca.display(),
+            program = env!("CARGO_BIN_EXE_xtm-reconcile"),
+        );
+        Binary::new("/usr/bin/unshare")
+            .args(["--mount", "/bin/sh", "-ceu", &script])
+            .var("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
+            .var("MANAGER__ID", &*scene.manager)
+            .var("MANAGER__CREDENTIALS_KEY_FILEPATH", scene.key.path.display().to_string())
+            .var("OPENCTI__URL", scene.platform.url())
+            .var("OPENCTI__TOKEN", stand_in_platform::DEFAULT_TOKEN)
+            .var("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+            .var("KUBERNETES_SERVICE_PORT", front.address.port().to_string())
+            .run()
+    };
+    let report = pass("pods-token", &certificates.path("ca.pem")).expect_code(exit::OK.into()).json();
+    assert_eq!(report["counts"]["steps"], serde_json::json!({ "deploy": 1 }), "{report:#}");
+    assert!(report["orchestrator"]["description"].as_str().unwrap().ends_with("namespace feeds"), "{report:#}");
+    assert!(api_server.dump().to_string().contains(&name));
+
+    let told = pass("another-token", &certificates.path("ca.pem")).expect_code(exit::ORCHESTRATOR.into());
+    expect_all(&faults(&told.json()), &["Unauthorized", "expired or wrong"], "another token");
+    let other = Certificates::new();
+    let told = pass("pods-token", &other.path("ca.pem")).expect_code(exit::ORCHESTRATOR.into());
+    expect_all(&faults(&told.json()), &["cannot be reached", "UnknownIssuer"], "another CA");
+}
