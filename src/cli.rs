@@ -21,7 +21,7 @@ const BUILD: &str = concat!(
 
 /// One pass of connector reconciliation for OpenCTI, then exit.
 ///
-/// Checks the registration, pulls the connectors that the platform wants, brings the containers in line, reports status,
+/// Checks the registration, pulls the connectors that the platform wants, brings what runs in line, reports status,
 /// health and logs, and prints what it did. All settings are environment variables: the XTM Composer daemon's, and a few
 /// more. The README lists them.
 #[derive(Debug, Parser)]
@@ -43,7 +43,7 @@ Examples:
   xtm-reconcile                              make one pass
   xtm-reconcile --config default.yaml run --output json
 
-Exit codes: 0 converged, 1 a connector failed, 2 changes pending (plan --detailed-exitcode), 3 platform, 4 engine,
+Exit codes: 0 converged, 1 a connector failed, 2 changes pending (plan --detailed-exitcode), 3 platform, 4 cluster or engine,
 5 prune guard, 6 another pass runs, 64 wrong arguments, 78 invalid configuration, 130/143 SIGINT/SIGTERM.";
 
 /// What to do.
@@ -57,7 +57,7 @@ pub enum Command {
         #[arg(long)]
         detailed_exitcode: bool,
     },
-    /// See whether configuration, key, platform and engine can be used; read-only.
+    /// See whether configuration, key, platform and cluster or engine can be used; read-only.
     Check,
     /// Make an RSA key pair of 4096 bits and write the private key, PKCS#8 PEM.
     Keygen {

@@ -255,7 +255,7 @@ fn logging(raw: &Raw, funnel: &mut Funnel) -> Logging {
         }
     };
     // The libraries' own chatter says nothing to an operator.
-    let filter = raw.rust_log.clone().unwrap_or_else(|| format!("warn,xtm_reconcile={level}"));
+    let filter = raw.rust_log.clone().unwrap_or_else(|| format!("warn,kube_client=off,xtm_reconcile={level}"));
     Logging { filter, json }
 }
 

@@ -429,7 +429,7 @@ impl TroubleKind {
             Self::Unschedulable => "no node can take it",
             Self::Evicted => "a node evicted it",
             Self::NotAdmitted => "its pod may not be created",
-            Self::Stuck => "its pod does not come to run",
+            Self::Stuck => "its pod does not get on",
             Self::Paused => "the rollout of its Deployment is paused, so that changes do not reach it",
             Self::Drifted => "its Deployment was changed by somebody else",
         }
@@ -449,7 +449,9 @@ impl TroubleKind {
             Self::Unschedulable => "add nodes, or mend requests, nodeSelector and tolerations of the base deployment",
             Self::Evicted => "free memory or disk on that node, or set resource requests",
             Self::NotAdmitted => "raise the quota, or mend the base deployment as the policy asks",
-            Self::Stuck => "look at the events of the pod: kubectl describe pod",
+            Self::Stuck => {
+                "look at its events (kubectl describe pod); of a node that is gone, kubectl delete pod --force"
+            }
             Self::Paused => "resume it: kubectl rollout resume deployment",
             Self::Drifted => "nothing has to be done: it is put right when this connector changes next",
         }

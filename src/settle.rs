@@ -120,7 +120,9 @@ async fn look<O: Orchestrator>(
             }
             Ok(Some(look)) => {
                 let (phase, created, vitals) = (look.phase, look.created, Some(look.vitals));
-                let (environment, troubles) = (look.environment, look.troubles);
+                // Just after a step it is still the workload before that shows: the next pass tells.
+                let troubles = if touched { vec![] } else { look.troubles };
+                let environment = look.environment;
                 let after = After { handle, phase, created, vitals, environment, touched, troubles };
                 afters.states.insert(id, after);
             }

@@ -80,6 +80,11 @@ pub(super) fn settle(raw: &Raw, funnel: &mut Funnel) -> Option<KubernetesSetting
     );
     let pull_secrets = funnel
         .list(&format!("{PREFIX}IMAGE_PULL_SECRETS"), raw.opencti__daemon__kubernetes__image_pull_secrets.as_deref());
+    let subdomain = |name: &String| name.split('.').all(is_dns_label);
+    if let Some(wrong) = pull_secrets.iter().flatten().find(|name| !subdomain(name)) {
+        let cure = "use names of Secrets, comma-separated";
+        funnel.problem(&format!("{PREFIX}IMAGE_PULL_SECRETS"), format!("{wrong:?} can be no Secret's name"), cure);
+    }
     let workload = WorkloadDefaults {
         base: base(raw, funnel),
         pull_policy,
@@ -188,6 +193,10 @@ fn resources(raw: &Raw, funnel: &mut Funnel) -> Option<Value> {
     let text = raw.opencti__daemon__kubernetes__image_resources.as_deref()?;
     let read = serde_json::from_str::<Value>(text)
         .and_then(|value| serde_json::from_value::<ResourceRequirements>(value.clone()).map(|_| value));
+    let read = read.map_err(|error| error.to_string()).and_then(|value| match misfit(&value) {
+        Some(misfit) => Err(misfit),
+        None => Ok(value),
+    });
     match read {
         Ok(value) => Some(value),
         Err(error) => {
@@ -196,6 +205,32 @@ fn resources(raw: &Raw, funnel: &mut Funnel) -> Option<Value> {
             None
         }
     }
+}
+
+/// What of resources is no quantity, or no part of them at all.
+fn misfit(resources: &Value) -> Option<String> {
+    const UNITS: [&str; 19] =
+        ["", "n", "u", "m", "k", "K", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei", "e", "E"];
+    let is_quantity = |text: &str| {
+        let end = text.find(|c: char| !c.is_ascii_digit() && !matches!(c, '.' | '+' | '-')).unwrap_or(text.len());
+        let (number, unit) = text.split_at(end);
+        number.parse::<f64>().is_ok() && (UNITS.contains(&unit) || text.parse::<f64>().is_ok())
+    };
+    for (part, amounts) in resources.as_object()? {
+        if part == "claims" {
+            continue;
+        }
+        if part != "limits" && part != "requests" {
+            return Some(format!("it has no {part}, but limits and requests"));
+        }
+        for (name, amount) in amounts.as_object().into_iter().flatten() {
+            let text = amount.as_str().map_or_else(|| amount.to_string(), str::to_owned);
+            if !is_quantity(&text) {
+                return Some(format!("{text:?} of {name} is no quantity"));
+            }
+        }
+    }
+    None
 }
 
 /// RFC 1123 label.

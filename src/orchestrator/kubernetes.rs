@@ -80,8 +80,6 @@ struct Applied {
     hash: String,
     /// Which fields were ours then.
     fields: String,
-    /// When it was, by the API server's clock, Unix time in seconds.
-    at: i64,
     /// The Secret of the pods before, until the last of them is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retired: Option<String>,
@@ -94,7 +92,7 @@ struct Known {
     log: Option<LogSource>,
     /// The text of its memory as it stands there.
     memory: Option<String>,
-    /// What its last apply left, once nothing needs the Secret that was retired then.
+    /// What its last apply left, once nothing names the Secret that was retired then.
     outlived: Option<Applied>,
 }
 
@@ -140,6 +138,9 @@ impl Kubernetes {
         config.default_retry = false;
         let namespace = kubernetes.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let place = format!("the API server at {}", config.cluster_url.to_string().trim_end_matches('/'));
+        if config.cluster_url.scheme().is_none() || config.cluster_url.host().is_none() {
+            return Err(refused(format!("{:?} is no URL of an API server", config.cluster_url.to_string())));
+        }
         let client = client(config).await.map_err(refused)?;
         let api = Arc::new(Api::new(client, namespace, place, stop.clone()));
         let asked = tokio::time::timeout(CONNECT_TIMEOUT, api.version()).await;

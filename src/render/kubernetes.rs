@@ -99,6 +99,10 @@ pub fn pull_secret(registry: &Registry, name: &str, manager: &ManagerId, owner: 
 /// those do not know are told by the API server.
 pub fn check(defaults: &WorkloadDefaults) -> Result<(), String> {
     let invalid = |invalid: crate::model::InvalidValue| invalid.to_string();
+    let containers = defaults.base.get("spec").and_then(|spec| spec.pointer("/template/spec/containers"));
+    if containers.is_some_and(|containers| !containers.is_array()) {
+        return Err("spec.template.spec.containers is no list".to_owned());
+    }
     let spec = Spec {
         connector: ConnectorId::new("check").map_err(invalid)?,
         name: WorkloadName::of("check", &ConnectorId::new("check").map_err(invalid)?),
@@ -235,7 +239,7 @@ fn set_exactly(deployment: &mut Value, spec: &Spec, shape: Shape<'_>) {
         }
     }
     if let Some(metadata) = deployment.get_mut("metadata").and_then(Value::as_object_mut) {
-        for key in ["namespace", "uid", "resourceVersion", "managedFields", "ownerReferences"] {
+        for key in ["namespace", "uid", "resourceVersion", "managedFields", "ownerReferences", "finalizers"] {
             metadata.remove(key);
         }
     }

@@ -45,6 +45,8 @@ fn row(line: &Line) -> [String; 4] {
     let mut detail = Vec::new();
     match &line.entry.decision {
         Decision::Step(step) => detail.push(step_detail(step)),
+        // What is wrong with it says more.
+        Decision::Skip(Skip::Running) if !line.troubles.is_empty() => {}
         Decision::Skip(skip) => detail.push(skip_detail(skip)),
         Decision::Reject(_) => {}
     }
@@ -138,7 +140,8 @@ fn summary(report: &Report) -> String {
     ];
     parts.extend(others.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")));
     if parts.is_empty() {
-        parts.push("nothing to do".to_owned());
+        let nothing = if report.errors.is_empty() { "nothing to do" } else { "nothing done" };
+        parts.push(nothing.to_owned());
     }
     #[expect(clippy::cast_precision_loss, reason = "milliseconds for people")]
     let seconds = report.took_ms as f64 / 1000.0;

@@ -369,6 +369,10 @@ fn a_base_deployment_that_makes_none_and_other_faults_of_kubernetes_come_at_once
             "it makes no Deployment",
         ),
         ("IMAGE_RESOURCES", r#"{"limits":{"memory":[]}}"#, "it is no resources"),
+        ("IMAGE_RESOURCES", r#"{"limits":{"memory":"lots"}}"#, "is no quantity"),
+        ("IMAGE_RESOURCES", r#"{"limit":{"memory":"1Gi"}}"#, "it has no limit, but limits"),
+        ("IMAGE_PULL_SECRETS", "good,B!", "can be no Secret's name"),
+        ("BASE_DEPLOYMENT_JSON", r#"{"spec":{"template":{"spec":{"containers":{"a":1}}}}}"#, "is no list"),
         ("IMAGE_PULL_POLICY", "sometimes", "is no policy"),
         ("NAMESPACE", "Not_A_Name", "can be no namespace"),
     ] {

@@ -108,8 +108,6 @@ fn a_changed_connector_is_changed_in_place_and_its_old_values_go() {
     let place = |part: &str| writes.iter().position(|w| w.starts_with("PATCH") && w.contains(part)).unwrap();
     assert!(place("/secrets/") < place("/deployments/"), "{writes:#?}");
     assert!(!writes.iter().any(|write| write.starts_with("DELETE")), "{writes:#?}");
-    // A second later, by the API server's clock, and with another pod.
-    std::thread::sleep(std::time::Duration::from_millis(1100));
     scene.cluster.control();
     scene.cluster.running("alpha", 0, 5);
     scene.pass().expect_code(0);
@@ -125,7 +123,6 @@ fn the_values_of_a_pod_stay_as_long_as_it_does() {
     scene.connector_with("alpha", |connector| connector.secret("API_PASSWORD", "first"));
     scene.pass().expect_code(0);
     let old = scene.cluster.running("alpha", 0, 60);
-    std::thread::sleep(std::time::Duration::from_millis(1100));
     scene.change("alpha", |connector| *connector = connector.clone().secret("API_PASSWORD", "second"));
     scene.pass().expect_code(0);
     // Its rollout hangs: the old pod still runs, and is restarted in place.

@@ -177,7 +177,7 @@ fn a_pod_that_outlives_its_deployment_keeps_another_instance_away() {
     let scene = Scene::running("outlives", &["alpha", "beta"]);
     scene.cluster.delete(&format!("{}?propagationPolicy=Orphan", scene.cluster.deployment_path("alpha")));
     let report = scene.pass().expect_code(1).json();
-    expect_all(&line(&report, "alpha")["error"].to_string(), &["has not ended yet"], "told");
+    expect_all(&line(&report, "alpha")["error"].to_string(), &["still runs without a Deployment"], "told");
     assert!(!scene.cluster.has_deployment("alpha"));
     scene.cluster.control();
     let report = scene.pass().expect_code(0).json();
@@ -249,4 +249,111 @@ fn proxies_that_the_platform_gives_stay_out_of_the_deployment() {
     scene.pass().expect_code(0);
     assert!(!scene.cluster.deployment("alpha").to_string().contains("hunter2"));
     assert_eq!(values(&scene.cluster.secrets()[0])["HTTP_PROXY"], "http://user:hunter2@proxy:3128");
+}
+
+/// Of three configurations the third uses the first one's Secret again; somebody goes back to what was; a note is lost.
+#[test]
+fn a_secret_that_is_in_use_again_is_not_taken_away() {
+    let scene = Scene::new("again");
+    let configure = |value: &str| {
+        let connector = Connector::new("id-alpha", "alpha", "i:1").requested("starting").secret("API_PASSWORD", value);
+        scene.platform.edit(|state| state.connectors = vec![connector]);
+        scene.pass().expect_code(0);
+    };
+    let in_use = || {
+        let deployment = scene.cluster.deployment("alpha").to_string();
+        let secrets = scene.cluster.secrets();
+        let used = secrets.iter().filter(|secret| deployment.contains(secret["metadata"]["name"].as_str().unwrap()));
+        used.map(|secret| values(secret)["API_PASSWORD"].clone()).collect::<Vec<_>>()
+    };
+    configure("first");
+    scene.cluster.running("alpha", 0, 60);
+    let first = scene.cluster.deployment("alpha");
+    configure("second");
+    // As `kubectl rollout undo` does: the template before, before the next pass.
+    let (code, _) = scene.cluster.ask(
+        "PATCH",
+        &format!("{}?fieldManager=kubectl-rollout", scene.cluster.deployment_path("alpha")),
+        "application/json-patch+json",
+        Some(&json!([{ "op": "replace", "path": "/spec/template", "value": first["spec"]["template"] }])),
+    );
+    assert_eq!(code, 200);
+    scene.cluster.control();
+    scene.cluster.running("alpha", 0, 60);
+    scene.pass();
+    assert_eq!(in_use(), ["first"], "what was gone back to has its values");
+
+    // The note of the third is lost: the second's still names the first one's Secret.
+    configure("third");
+    let note = scene.cluster.deployment("alpha")["metadata"]["annotations"]["xtm-reconcile/applied"].clone();
+    scene.cluster.control();
+    scene.cluster.running("alpha", 0, 5);
+    configure("fourth");
+    let path = scene.cluster.deployment_path("alpha");
+    scene.cluster.edit(&path, "test", &json!({ "metadata": { "annotations": { "xtm-reconcile/applied": note } } }));
+    scene.cluster.control();
+    scene.cluster.running("alpha", 0, 5);
+    scene.pass();
+    assert_eq!(in_use(), ["fourth"]);
+}
+
+#[test]
+fn a_pod_that_does_not_end_and_one_that_nobody_owns_are_named() {
+    let scene = Scene::running("hung", &["alpha", "beta"]);
+    // On its way out for long: on a node that is gone.
+    let pod = scene.cluster.pod("alpha");
+    let name = pod["metadata"]["name"].as_str().unwrap();
+    let path = format!("{}/{name}", scene.cluster.path("api/v1", "pods"));
+    if let Some(stand_in) = scene.cluster.stand_in() {
+        let mut hung = pod.clone();
+        hung["apiVersion"] = "v1".into();
+        hung["kind"] = "Pod".into();
+        hung["metadata"]["name"] = "alpha-hung".into();
+        hung["metadata"]["namespace"] = scene.cluster.namespace.clone().into();
+        hung["metadata"]["deletionTimestamp"] = crate::cluster::ago(3600).into();
+        hung["metadata"]["finalizers"] = json!(["example.org/keep"]);
+        hung["metadata"].as_object_mut().unwrap().remove("uid");
+        stand_in.seed(vec![hung]).unwrap();
+        scene.cluster.delete(&path);
+        scene.change("alpha", |connector| "stopping".clone_into(&mut connector.requested_status));
+        scene.pass();
+        scene.change("alpha", |connector| "starting".clone_into(&mut connector.requested_status));
+        let report = scene.pass().expect_code(1).json();
+        let parts = ["alpha-hung has not ended in 10 minutes", "its node may be gone"];
+        expect_all(&line(&report, "alpha")["troubles"].to_string(), &parts, "hung");
+        assert_eq!(steps(&report), [], "{report:#}");
+    }
+    scene.cluster.delete(&format!("{}?propagationPolicy=Orphan", scene.cluster.deployment_path("beta")));
+    let report = scene.pass().expect_code(1).json();
+    expect_all(&line(&report, "beta")["error"].to_string(), &["delete its ReplicaSet beta-"], "orphan");
+}
+
+#[test]
+fn an_initial_container_that_crashes_keeps_the_connector_from_running() {
+    let scene = Scene::running("init", &["alpha"]);
+    let waiting = json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off" } });
+    let own = json!({ "waiting": { "reason": "PodInitializing", "message": "" } });
+    let status = |name: &str, state: &Value, restarts: u64| json!({ "name": name, "image": "i", "imageID": "", "ready": false, "restartCount": restarts, "state": state, "lastState": {} });
+    let pod = scene.cluster.pod("alpha");
+    scene.cluster.set_status(
+        &pod,
+        &json!({ "phase": "Pending", "initContainerStatuses": [status("prepare", &waiting, 4)], "containerStatuses": [status("connector", &own, 0)] }),
+    );
+    let report = scene.pass().expect_code(1).json();
+    assert_eq!(line(&report, "alpha")["troubles"][0]["kind"], "wont-start", "{report:#}");
+}
+
+#[test]
+fn an_address_that_is_none_and_one_that_is_no_api_server_are_told_as_such() {
+    let scene = Scene::new("address");
+    let kubeconfig = std::fs::read_to_string(scene.cluster.kubeconfig()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kubeconfig");
+    std::fs::write(&path, kubeconfig.replace(&scene.cluster.tap.url(), "not-a-url")).unwrap();
+    let outcome = scene.pass_with(|p| p.var("KUBECONFIG", &path)).expect_code(4);
+    expect_all(&faults(&outcome.json()), &["not-a-url", "is no URL"], "no URL");
+    assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+    scene.cluster.tap.fault("GET", "/version", 1, Fault::Answer(200, None, "<html>hello</html>".to_owned()));
+    let outcome = scene.pass().expect_code(4);
+    expect_all(&faults(&outcome.json()), &["cannot be read", "address of a Kubernetes API server"], "a web page");
 }

@@ -28,13 +28,14 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 pub(super) const CURE_UNREACHABLE: &str =
     "see that the API server answers at this address, and that the kubeconfig or the service account's CA fits it";
+const CURE_UNREADABLE: &str =
+    "see that this is the address of a Kubernetes API server, and that nothing stands between";
 const CURE_UNAUTHORIZED: &str =
     "the token or certificate is expired or wrong: renew the kubeconfig, or see that the pod's service account exists";
 const CURE_FORBIDDEN: &str =
     "grant it: deploy/kubernetes has the Role, and `xtm-reconcile check` lists what is missing";
 const CURE_NO_NAMESPACE: &str = "create the namespace, or mend OPENCTI__DAEMON__KUBERNETES__NAMESPACE";
-const CURE_INVALID: &str =
-    "mend OPENCTI__DAEMON__KUBERNETES__BASE_DEPLOYMENT or the policy of the cluster that refuses it";
+const CURE_INVALID: &str = "mend OPENCTI__DAEMON__KUBERNETES__BASE_DEPLOYMENT or ..__IMAGE_RESOURCES, or the policy of the cluster that refuses it";
 const CURE_BUSY: &str = "the API server is overloaded or limits this client; the next pass tries again";
 const CURE_OTHER: &str = "look into the API server's audit log at this time; the next pass tries again";
 
@@ -79,6 +80,8 @@ pub(super) struct ApiError {
 pub(super) enum Failure {
     /// No answer, or none that can be read.
     Transport(String),
+    /// An answer that is none of an API server's.
+    Unreadable(String),
     /// An answer that refuses.
     Refused(Box<Status>),
     /// The pass ended first.
@@ -90,6 +93,7 @@ impl ApiError {
     pub(super) fn code(&self) -> u16 {
         match &self.failure {
             Failure::Refused(status) => status.code,
+            Failure::Unreadable(_) => 200,
             Failure::Transport(_) | Failure::Stopped => 0,
         }
     }
@@ -116,7 +120,7 @@ impl ApiError {
         match &self.failure {
             Failure::Refused(status) if status.message.trim().is_empty() => format!("HTTP {}", status.code),
             Failure::Refused(status) => status.message.trim().to_owned(),
-            Failure::Transport(why) => why.clone(),
+            Failure::Transport(why) | Failure::Unreadable(why) => why.clone(),
             Failure::Stopped => "the pass ended before it was answered".to_owned(),
         }
     }
@@ -131,6 +135,7 @@ impl From<ApiError> for OrchestratorError {
                 let why = format!("{}: {why}", error.what);
                 return Self::Unreachable { place: error.place, why, cure: CURE_UNREACHABLE };
             }
+            200 => CURE_UNREADABLE,
             401 => CURE_UNAUTHORIZED,
             // Quotas and admission policies answer so as well.
             403 if !why.contains(" cannot ") => CURE_INVALID,
@@ -138,7 +143,7 @@ impl From<ApiError> for OrchestratorError {
             404 if namespace_absent => CURE_NO_NAMESPACE,
             400 | 422 => CURE_INVALID,
             // Unknown fields of an apply are answered so.
-            500 if why.contains("typed patch object") => CURE_INVALID,
+            500 if why.contains("typed patch object") || why.contains("quantities must match") => CURE_INVALID,
             429 | 503 | 504 => CURE_BUSY,
             _ => CURE_OTHER,
         };
@@ -286,7 +291,7 @@ impl Api {
         let request = request.map_err(|error| self.error(what, unbuilt(&error)))?;
         let bytes = self.bytes(what, request).await?;
         serde_json::from_slice(&bytes)
-            .map_err(|error| self.error(what, Failure::Transport(format!("the answer cannot be read: {error}"))))
+            .map_err(|error| self.error(what, Failure::Unreadable(format!("the answer cannot be read: {error}"))))
     }
 
     /// Sends, and tries again what was not taken or may have been: every request can be repeated, for what it names is then
@@ -301,7 +306,7 @@ impl Api {
             let again = match &failure {
                 Failure::Refused(status) => matches!(status.code, 429 | 502 | 503 | 504),
                 Failure::Transport(_) => true,
-                Failure::Stopped => false,
+                Failure::Unreadable(_) | Failure::Stopped => false,
             };
             let pause = asked.unwrap_or(wait).min(LONGEST_WAIT).mul_f64(fastrand::f64().mul_add(0.5, 1.0));
             if !again || attempt >= TRIES || pause >= self.stop.remaining() {
@@ -354,8 +359,11 @@ pub(super) fn words(error: &(dyn std::error::Error + 'static)) -> String {
         error if error.is::<AuthError>() => return error.downcast_ref().map(credentials).unwrap_or_default(),
         error => error.to_string(),
     };
-    if let Some(kube::Error::Auth(error)) = error.downcast_ref::<kube::Error>() {
-        return credentials(error);
+    match error.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Auth(error)) => return credentials(error),
+        // The layer says nothing, what it holds does.
+        Some(kube::Error::Service(inner)) => return words(inner.as_ref()),
+        _ => {}
     }
     let mut source = error.source();
     while let Some(cause) = source {
@@ -380,6 +388,10 @@ fn credentials(error: &AuthError) -> String {
         AuthError::AuthExecRun { out, .. } => {
             format!("the credentials plugin of the kubeconfig failed with {}: run it by hand to see why", out.status)
         }
+        AuthError::AuthExecParse(_) | AuthError::ExecPluginFailed => {
+            "the credentials plugin of the kubeconfig does not print an ExecCredential".to_owned()
+        }
+        AuthError::AuthExec(_) => "an auth-provider of the kubeconfig is of a kind that is not supported".to_owned(),
         AuthError::ReadTokenFile(error, path) => format!("the token file {} cannot be read: {error}", path.display()),
         _ => "the credentials of the kubeconfig cannot be used".to_owned(),
     }

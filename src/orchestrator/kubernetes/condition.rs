@@ -46,6 +46,10 @@ pub(super) fn condition(
 ) -> Condition {
     // Of several the youngest counts that has not ended; a node may have evicted older ones.
     let pod = pods.iter().max_by_key(|pod| (!pod.is_over(), pod.metadata.creation_timestamp, &pod.metadata.name));
+    if pod.is_some() {
+        // The pod tells more.
+        troubles.retain(|trouble| trouble.kind != TroubleKind::Stuck);
+    }
     let Some(pod) = pod else {
         let phase = if replicas == 0 { Phase::Stopped } else { Phase::Pending };
         return Condition { phase, vitals: None, troubles, log: None };
@@ -54,9 +58,15 @@ pub(super) fn condition(
     let mut vitals = vitals(pod);
     let containers = &pod.status.container_statuses;
     troubles.extend(pod_troubles(pod));
+    let initial = &pod.status.init_container_statuses;
     let waiting: Vec<&ContainerStatus> =
-        pod.status.init_container_statuses.iter().chain(containers).filter(|c| c.state.waiting.is_some()).collect();
-    troubles.extend(waiting.iter().copied().filter_map(waiting_trouble));
+        initial.iter().chain(containers).filter(|container| container.state.waiting.is_some()).collect();
+    troubles.extend(containers.iter().filter_map(waiting_trouble));
+    // As long as an initial container fails, the connector itself does not run at all.
+    troubles.extend(initial.iter().filter_map(waiting_trouble).map(|trouble| match trouble.kind {
+        TroubleKind::CrashLoop => Trouble { kind: TroubleKind::WontStart, ..trouble },
+        _ => trouble,
+    }));
     troubles.extend(containers.iter().filter_map(|container| out_of_memory(container, now)));
     vitals.backing_off = containers.iter().any(is_backing_off);
     let lacks_secret = waiting.iter().any(|container| lacks(container, secret));
@@ -76,14 +86,22 @@ pub(super) fn condition(
     if matches!(phase, Phase::Stopped | Phase::Ending) {
         troubles.clear();
     }
-    let age = pod.metadata.creation_timestamp.map(|created| created.duration_until(now));
-    if phase == Phase::Pending && troubles.is_empty() && age.is_some_and(|age| age > STUCK) {
-        let minutes = STUCK.as_mins();
-        troubles.push(Trouble { kind: TroubleKind::Stuck, detail: format!("pending for more than {minutes} minutes") });
+    if matches!(phase, Phase::Pending | Phase::Ending) && troubles.is_empty() {
+        troubles.extend(pods.iter().filter(|pod| !pod.has_ended()).find_map(|pod| stuck(pod, now)));
     }
     troubles.sort_by(|a, b| (a.kind, &a.detail).cmp(&(b.kind, &b.detail)));
     troubles.dedup();
     Condition { phase, vitals: Some(vitals), troubles, log: log(pod, now) }
+}
+
+/// A pod that has been on its way for long, and says nothing about it: to run, or to end.
+fn stuck(pod: &Pod, now: Timestamp) -> Option<Trouble> {
+    let (name, minutes) = (&pod.metadata.name, STUCK.as_mins());
+    let (since, detail) = match pod.metadata.deletion_timestamp {
+        Some(deleted) => (deleted, format!("the pod {name} has not ended in {minutes} minutes; its node may be gone")),
+        None => (pod.metadata.creation_timestamp?, format!("the pod {name} is in no state in {minutes} minutes")),
+    };
+    (since.duration_until(now) > STUCK).then_some(Trouble { kind: TroubleKind::Stuck, detail })
 }
 
 fn vitals(pod: &Pod) -> Vitals {
@@ -107,7 +125,9 @@ pub(super) fn own_troubles(deployment: &Deployment) -> Vec<Trouble> {
     let paused = deployment.spec.paused.then(|| trouble(TroubleKind::Paused, "spec.paused", None));
     let failed = deployment.status.conditions.iter().filter(|c| c.kind == "ReplicaFailure" && c.status == "True");
     let failed = failed.map(|c| trouble(TroubleKind::NotAdmitted, "FailedCreate", c.message.as_deref()));
-    failed.chain(paused).collect()
+    let late = deployment.status.conditions.iter().filter(|c| c.kind == "Progressing" && c.status == "False");
+    let late = late.map(|c| trouble(TroubleKind::Stuck, "ProgressDeadlineExceeded", c.message.as_deref()));
+    failed.chain(paused).chain(late).collect()
 }
 
 fn pod_troubles(pod: &Pod) -> Vec<Trouble> {

@@ -11,6 +11,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::api::{Api, ApiError, Kind};
 use super::{ANNOTATION_REGISTRATION, Kubernetes};
@@ -55,12 +56,13 @@ impl Kubernetes {
                 Err(error) if error.is_absent() => None,
                 Err(error) => return Err(error.into()),
             };
+            let begun = Instant::now();
             let taken = match &found {
                 None => self.create_lease(&name, &holder).await,
                 Some(lease) => self.take_over_lease(lease, &name, &holder).await?,
             };
             match taken {
-                Ok(lease) => return Ok(self.held(lease, name, holder)),
+                Ok(lease) => return Ok(self.held(lease, name, holder, begun)),
                 // Somebody was faster: look again.
                 Err(error) if error.code() == 409 => {}
                 Err(error) => return Err(error.into()),
@@ -126,11 +128,11 @@ impl Kubernetes {
         Ok(self.api.merge(Kind::Leases, name, None, &patch).await)
     }
 
-    fn held(&self, lease: Lease, name: String, holder: String) -> HeldLease {
+    fn held(&self, lease: Lease, name: String, holder: String, taken: Instant) -> HeldLease {
         let version = Mutex::new(lease.metadata.resource_version.clone());
         let uid = lease.metadata.uid.clone().unwrap_or_default();
         let record = Arc::new(Record { name, uid, holder, version });
-        let renewing = tokio::spawn(renew(Arc::clone(&self.api), Arc::clone(&record), self.stop.clone()));
+        let renewing = tokio::spawn(renew(Arc::clone(&self.api), Arc::clone(&record), self.stop.clone(), taken));
         *self.lease() = Some((lease, Arc::clone(&record)));
         HeldLease { record, renewing }
     }
@@ -223,15 +225,17 @@ impl Record {
 }
 
 /// Keeps the Lease until it is aborted. When it is lost, the pass has to stop.
-async fn renew(api: Arc<Api>, record: Arc<Record>, stop: Stop) {
-    let mut last = tokio::time::Instant::now();
+async fn renew(api: Arc<Api>, record: Arc<Record>, stop: Stop, taken: Instant) {
+    let mut last = taken;
     let longest = Duration::from_secs(u64::try_from(DURATION_S).unwrap_or_default());
     loop {
         tokio::time::sleep(RENEW).await;
+        // The Lease counts from what is written, not from when it is answered.
+        let begun = Instant::now();
         let renewal = record.write(&api, json!({ "spec": { "renewTime": micro_time() } }));
         // Whatever hangs: once the Lease has expired, another pass may have it.
         match tokio::time::timeout_at(last + longest, renewal).await {
-            Ok(Ok(true)) => last = tokio::time::Instant::now(),
+            Ok(Ok(true)) => last = begun,
             Ok(Ok(false)) | Err(_) => {
                 stop.signal(Cause::LockLost);
                 return;

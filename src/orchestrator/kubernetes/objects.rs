@@ -58,8 +58,6 @@ pub(super) struct ManagedFields {
     pub(super) operation: String,
     #[serde(default)]
     pub(super) subresource: String,
-    #[serde(default)]
-    pub(super) time: Option<Timestamp>,
     /// As text: of thousands of Deployments few are ever looked into.
     #[serde(default)]
     pub(super) fields_v1: Option<Box<RawValue>>,
@@ -129,6 +127,31 @@ impl Pod {
 pub(super) struct PodSpec {
     #[serde(default)]
     pub(super) containers: Vec<Container>,
+    #[serde(default)]
+    pub(super) volumes: Vec<Volume>,
+}
+
+impl PodSpec {
+    /// The Secrets that it refers to, by its variables and volumes.
+    pub(super) fn secrets(&self) -> impl Iterator<Item = &str> {
+        let variables = self.containers.iter().flat_map(|container| &container.env);
+        let named = variables.filter_map(|env| Some(env.value_from.as_ref()?.secret_key_ref.as_ref()?.name.as_str()));
+        let mounted = self.volumes.iter().filter_map(|volume| Some(volume.secret.as_ref()?.secret_name.as_str()));
+        named.chain(mounted)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Volume {
+    #[serde(default)]
+    pub(super) secret: Option<SecretVolume>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SecretVolume {
+    #[serde(default)]
+    pub(super) secret_name: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -181,6 +204,7 @@ pub(super) struct Condition {
 #[derive(Debug, Deserialize)]
 pub(super) struct Pod {
     pub(super) metadata: Meta,
+    pub(super) spec: PodSpec,
     #[serde(default)]
     pub(super) status: PodStatus,
 }

@@ -70,7 +70,17 @@ impl Kubernetes {
         for pod in left {
             let connector = pod.metadata.labels.get(LABEL_CONNECTOR).and_then(|id| ConnectorId::new(id).ok());
             if let Some(connector) = connector.filter(|connector| desired.lists(connector)) {
-                let why = format!("the pod {} of a Deployment that is gone has not ended yet", pod.metadata.name);
+                let (name, meta) = (&pod.metadata.name, &pod.metadata);
+                let why = match (meta.deletion_timestamp, meta.owner_references.first()) {
+                    (Some(_), _) => format!("the pod {name} of a Deployment that is gone has not ended yet"),
+                    (None, Some(owner)) => {
+                        format!(
+                            "the pod {name} still runs without a Deployment: delete its {} {}",
+                            owner.kind, owner.name
+                        )
+                    }
+                    (None, None) => format!("the pod {name} runs without a Deployment: delete it"),
+                };
                 observation.observed.failed.entry(connector).or_insert(why);
             }
         }
@@ -170,9 +180,11 @@ impl Kubernetes {
         if !seen.environment.is_empty() {
             observation.environments.insert(handle.clone(), seen.environment);
         }
+        // Somebody may have gone back to it, or keep pods that were made with it.
         let outlived = seen.applied.filter(|applied| {
-            let older = |pod: &&Pod| pod.metadata.creation_timestamp.is_none_or(|at| at.as_second() < applied.at);
-            applied.retired.is_some() && !its.iter().copied().any(|pod| !pod.has_ended() && older(&pod))
+            let named =
+                |secret: &str| its.iter().any(|pod| !pod.has_ended() && pod.spec.secrets().any(|it| it == secret));
+            applied.retired.as_ref().is_some_and(|retired| seen.secret.as_ref() != Some(retired) && !named(retired))
         });
         let connector = seen.connector.clone();
         self.know(handle.clone(), Known { connector, log, memory: seen.memory, outlived });

@@ -3,7 +3,6 @@
 //! A Deployment that the daemon made belongs to the daemon's way of writing. Before the first apply over it, those fields are
 //! written down as ours: what the apply does not name is then taken away, in the same moment in which it brings what is new.
 
-use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::api::FIELD_MANAGER;
@@ -79,11 +78,6 @@ pub(super) fn fingerprint(managed: &[ManagedFields]) -> Option<String> {
         fields.remove("f:replicas");
     }
     Some(short_hash(&sorted(&spec), 16))
-}
-
-/// When something was last applied, by the API server's clock.
-pub(super) fn applied_at(managed: &[ManagedFields]) -> Option<Timestamp> {
-    managed.iter().find(|fields| is_ours(fields))?.time
 }
 
 /// Who else wrote into the spec.

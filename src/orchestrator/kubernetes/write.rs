@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use kube::core::params::ListParams;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -146,39 +147,40 @@ impl Kubernetes {
         let Ok(applied) = read(applied) else { return };
         let managed = &applied.metadata.managed_fields;
         let Some(fields) = ownership::fingerprint(managed) else { return };
-        let at = ownership::applied_at(managed).unwrap_or_default().as_second();
-        let note = Applied { hash: spec.hash.as_str().to_owned(), fields, at, retired };
-        if let Err(error) = self.write_note(name, &note).await {
+        let note = Applied { hash: spec.hash.as_str().to_owned(), fields, retired };
+        if let Err(error) = self.write_note(name, &applied.metadata.uid, &note).await {
             let error = OrchestratorError::from(error);
             tracing::warn!(deployment = name, %error, "what was applied could not be noted: changes by others are not seen");
         }
     }
 
-    async fn write_note(&self, name: &str, note: &Applied) -> Result<(), ApiError> {
+    async fn write_note(&self, name: &str, uid: &str, note: &Applied) -> Result<(), ApiError> {
         let text = encode(note).ok();
-        let patch = json!({ "metadata": { "annotations": { ANNOTATION_APPLIED: text } } });
+        let patch = json!({ "metadata": { "uid": uid, "annotations": { ANNOTATION_APPLIED: text } } });
         self.api.merge::<Value>(Kind::Deployments, name, None, &patch).await.map(drop)
     }
 
-    /// Takes away the Secrets of pods that are all gone. What fails is tried again by the next pass, and goes with its
-    /// Deployment at the latest.
+    /// Takes away the Secrets of pods that are all gone. What fails, or has no time any more, is tried again by the next pass,
+    /// and goes with its Deployment at the latest.
     pub(super) async fn discard_retired(&self) {
         let outlived: Vec<(Handle, Applied)> = self
             .known()
             .iter_mut()
             .filter_map(|(handle, known)| Some((handle.clone(), known.outlived.take()?)))
             .collect();
-        for (handle, mut note) in outlived {
-            let Some(secret) = note.retired.take() else { continue };
+        let discarding = outlived.into_iter().map(|(handle, mut note)| async move {
+            let Some(secret) = note.retired.take().filter(|_| self.stop.cause().is_none()) else { return };
             let done = async {
                 self.api.delete(Kind::Secrets, &secret, None).await?;
-                self.write_note(parts(&handle).0, &note).await
+                let (name, uid) = parts(&handle);
+                self.write_note(name, uid, &note).await
             };
             if let Err(error) = done.await {
                 let error = OrchestratorError::from(error);
                 tracing::warn!(secret, %error, "a Secret that is no longer used could not be taken away");
             }
-        }
+        });
+        futures_util::stream::iter(discarding).buffer_unordered(self.concurrency).collect::<Vec<()>>().await;
     }
 
     /// Writes fields down as ours without changing them. The cluster's own controllers write the object as well: then it is
@@ -265,10 +267,8 @@ impl Kubernetes {
 
 /// The Secret of ours that a Deployment's containers refer to.
 pub(super) fn secret_in(deployment: &Deployment) -> Option<String> {
-    let variables = deployment.spec.template.spec.containers.iter().flat_map(|container| &container.env);
-    let names = variables.filter_map(|env| Some(env.value_from.as_ref()?.secret_key_ref.as_ref()?.name.as_str()));
     let ours = SLOTS.map(|slot| secret_name(&deployment.metadata.name, &deployment.metadata.uid, slot));
-    names.into_iter().find(|name| ours.iter().any(|ours| ours == name)).map(str::to_owned)
+    deployment.spec.template.spec.secrets().find(|name| ours.iter().any(|ours| ours == name)).map(str::to_owned)
 }
 
 /// It cannot be somebody else's, for it holds a hash of the Deployment's uid; nor that of an earlier Deployment of the same
