@@ -21,7 +21,7 @@ use crate::support::{repository, unique};
 use crate::tap::Tap;
 
 /// Longest wait for something that another process does.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(45);
 const DEPLOYMENTS: &str = "apis/apps/v1";
 
 fn runtime() -> &'static Runtime {

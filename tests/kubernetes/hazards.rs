@@ -224,7 +224,7 @@ fn a_credentials_plugin_that_fails_shows_neither_its_variables_nor_what_it_print
         std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755)).unwrap();
     };
     let exec = format!(
-        "user: {{exec: {{apiVersion: client.authentication.k8s.io/v1, command: {}, interactiveMode: Never, env: [{{name: VAULT, value: env-s3cr3t}}]}}}}",
+        "user: {{exec: {{apiVersion: client.authentication.k8s.io/v1, command: /bin/sh, args: [{}], interactiveMode: Never, env: [{{name: VAULT, value: env-s3cr3t}}]}}}}",
         plugin.display()
     );
     std::fs::write(&path, kubeconfig.replace("user: {token: the-programs-token}", &exec)).unwrap();

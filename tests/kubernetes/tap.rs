@@ -95,6 +95,8 @@ pub(crate) struct Gate(Arc<(Mutex<GateState>, Condvar)>);
 struct GateState {
     reached: bool,
     open: bool,
+    /// The server has done what it was asked.
+    done: bool,
 }
 
 impl Gate {
@@ -109,8 +111,15 @@ impl Gate {
         assert!(waited.unwrap_or_else(PoisonError::into_inner).0.reached, "no request came to the gate");
     }
 
+    /// Lets the request go on, and waits until the server has done it: whoever asked may be gone by then.
     pub(crate) fn open(&self) {
         self.state().open = true;
+        self.0.1.notify_all();
+        drop(self.0.1.wait_timeout_while(self.state(), Duration::from_secs(30), |state| !state.done));
+    }
+
+    fn done(&self) {
+        self.state().done = true;
         self.0.1.notify_all();
     }
 
@@ -224,6 +233,9 @@ fn serve(mut connection: TcpStream, client: &Client, runtime: &Handle, state: &M
                     gate.pass();
                 }
                 let answer = runtime.block_on(forward(client, &call, headers, body));
+                if let Some(Fault::Hold(gate)) = other {
+                    gate.done();
+                }
                 match other {
                     Some(Fault::DropAfter) => None,
                     Some(Fault::AnswerAfter(code, body)) => Some(Answer::new(*code, None, body.clone().into_bytes())),
