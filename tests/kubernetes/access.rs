@@ -123,3 +123,51 @@ fn no_secret_is_shown_anywhere() {
         }
     }
 }
+
+/// The manifests are read with the API's own types, and what they promise each other holds.
+#[test]
+fn the_shipped_manifests_are_what_they_say() {
+    use k8s_openapi::api::batch::v1::CronJob;
+    use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
+    use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+    fn read<T: serde::de::DeserializeOwned>(name: &str) -> T {
+        let path = crate::support::repository().join("deploy/kubernetes").join(name);
+        let text = std::fs::read_to_string(&path).unwrap();
+        serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+    let (job, settings): (CronJob, ConfigMap) = (read("cronjob.yaml"), read("configmap.yaml"));
+    let (account, role, binding): (ServiceAccount, Role, RoleBinding) =
+        (read("serviceaccount.yaml"), read("role.yaml"), read("rolebinding.yaml"));
+    let _: Secret = read("secret.yaml");
+    let spec = job.spec.unwrap();
+    assert_eq!((spec.schedule.as_str(), spec.concurrency_policy.as_deref()), ("*/2 * * * *", Some("Forbid")));
+    let job = spec.job_template.spec.unwrap();
+    assert_eq!(job.backoff_limit, Some(0));
+    let settings = settings.data.unwrap();
+    let deadline: i64 = settings["MANAGER__PASS_DEADLINE"].parse().unwrap();
+    assert!(job.active_deadline_seconds.unwrap() > deadline);
+    assert_eq!(settings["OPENCTI__DAEMON__SELECTOR"], "kubernetes");
+    let declared = xtm_reconcile::config::variables::declared;
+    assert!(settings.keys().all(|name| declared(name).is_some()), "{settings:#?}");
+    let policy = job.pod_failure_policy.unwrap();
+    let codes =
+        policy.rules.iter().filter_map(|rule| rule.on_exit_codes.as_ref()).flat_map(|codes| codes.values.clone());
+    let ends: BTreeSet<i32> = codes.collect();
+    assert_eq!(ends, [5, 64, 78].into());
+    let pod = job.template.spec.unwrap();
+    assert_eq!(pod.service_account_name, account.metadata.name);
+    assert_eq!(pod.security_context.unwrap().run_as_non_root, Some(true));
+    let container = &pod.containers[0];
+    assert_eq!(container.security_context.as_ref().unwrap().read_only_root_filesystem, Some(true));
+    assert_eq!(Some(binding.role_ref.name), role.metadata.name);
+    assert_eq!(Some(binding.subjects.unwrap()[0].name.clone()), account.metadata.name);
+
+    // What an operator has to fill in is refused as it stands, all at once.
+    let scene = Scene::new("placeholders");
+    let mut program = scene.program();
+    for (name, value) in &settings {
+        program = program.var(name, value);
+    }
+    let told = program.arg("check").run().expect_code(78).stdout;
+    expect_all(&told, &["MANAGER__ID", "OPENCTI__URL"], "placeholders");
+}

@@ -304,3 +304,25 @@ fn a_pass_killed_at_any_write_is_completed_by_the_next() {
         scene.expect_quiet(&what);
     }
 }
+
+#[test]
+fn a_signal_lets_what_runs_finish_and_gives_the_lease_back() {
+    let scene = Scene::new("signal");
+    for name in ["alpha", "beta", "gamma"] {
+        scene.connector_with(name, |connector| connector.secret("API_PASSWORD", "s3cr3t-value"));
+    }
+    let gate = scene.cluster.tap.hold("POST", "/deployments", 0);
+    let running = scene.program().var("MANAGER__CONCURRENCY", "1").args(["run", "--output", "json"]).spawn();
+    gate.wait();
+    running.signal(crate::support::Signal::TERM);
+    running.wait_for_stderr("SIGTERM was received", std::time::Duration::from_secs(10));
+    gate.open();
+    let report = running.wait().expect_code(143).json();
+    assert_eq!(report["counts"]["steps"], json!({ "deploy": 1 }), "{report:#}");
+    assert_eq!(report["counts"]["not_done"], 2, "{report:#}");
+    assert_eq!(scene.cluster.deployment("alpha")["spec"]["replicas"], 1, "what was begun is complete");
+    assert_eq!(scene.cluster.deployments().len(), 1);
+    assert_eq!(scene.cluster.leases()[0]["spec"]["holderIdentity"], Value::Null);
+    let report = scene.pass().expect_code(0).json();
+    assert_eq!(report["counts"]["steps"], json!({ "deploy": 2 }), "{report:#}");
+}
