@@ -5,6 +5,8 @@ use serde_json::Value;
 use crate::scene::Scene;
 use crate::support::EventLog;
 
+pub(crate) use crate::support::told::{expect_all, faults};
+
 /// Everything that happens to a scene's connectors from now on.
 pub(crate) struct Watch<'a> {
     scene: &'a Scene,
@@ -50,20 +52,4 @@ fn state(scene: &Scene) -> Vec<[String; 3]> {
 pub(crate) fn line<'a>(report: &'a Value, connector: &str) -> &'a Value {
     let mut lines = report["connectors"].as_array().expect("a report has connectors").iter();
     lines.find(|line| line["connector"] == connector).unwrap_or_else(|| panic!("{connector} is not in {report:#}"))
-}
-
-/// Error and cure of every fault of a report, one a line.
-pub(crate) fn faults(report: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let faults = report["errors"].as_array().into_iter().flatten();
-    let lines = faults.map(|fault| format!("{} -> {}", text(&fault["error"]), text(&fault["cure"])));
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-/// Panics when one of `parts` is missing in `text`.
-#[track_caller]
-pub(crate) fn expect_all(text: &str, parts: &[&str], what: &str) {
-    for part in parts {
-        assert!(text.contains(part), "{what}: {part:?} is missing in:\n{text}");
-    }
 }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use stand_in_platform::{Connector, DEFAULT_TOKEN, StandIn, State};
 
 use crate::cluster::{Cluster, shipped_rules};
+pub(crate) use crate::support::told::{expect_all, faults};
 use crate::support::{Binary, KeyForm, Outcome, TestKey, unique};
 
 /// The image that connectors run unless a test says otherwise. Nobody pulls it.
@@ -128,20 +129,4 @@ pub(crate) fn steps(report: &Value) -> Vec<(String, String)> {
     let lines = report["connectors"].as_array().into_iter().flatten();
     let step = |line: &Value| Some((line["connector"].as_str()?.to_owned(), line["step"]["do"].as_str()?.to_owned()));
     lines.filter_map(step).collect()
-}
-
-/// Error and cure of every fault of a report, one a line.
-pub(crate) fn faults(report: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let faults = report["errors"].as_array().into_iter().flatten();
-    let lines = faults.map(|fault| format!("{} -> {}", text(&fault["error"]), text(&fault["cure"])));
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-/// Panics when one of `parts` is missing in `text`.
-#[track_caller]
-pub(crate) fn expect_all(text: &str, parts: &[&str], what: &str) {
-    for part in parts {
-        assert!(text.contains(part), "{what}: {part:?} is missing in:\n{text}");
-    }
 }

@@ -6,6 +6,8 @@
 mod keys;
 #[path = "../integration/support/process.rs"]
 mod process;
+#[path = "../integration/support/told.rs"]
+pub(crate) mod told;
 
 pub(crate) use keys::{KeyForm, TestKey};
 pub(crate) use process::{Binary, Outcome, Signal};

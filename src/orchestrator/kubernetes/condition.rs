@@ -1,7 +1,5 @@
 //! What a Deployment and its pods say of a connector: what it is doing, its restarts, and what is wrong. Pure.
 
-use std::time::Duration;
-
 use jiff::{SignedDuration, Timestamp};
 
 use super::objects::{ContainerStatus, Deployment, Pod};
@@ -9,7 +7,7 @@ use crate::model::{Phase, Trouble, TroubleKind, Vitals};
 use crate::render::kubernetes::CONTAINER;
 
 /// A run that began after a crash less than this ago has said little yet: what its owner wants to read is the run before.
-const YOUNG: Duration = Duration::from_mins(1);
+const YOUNG: SignedDuration = SignedDuration::from_mins(1);
 
 /// A pod that is pending for longer is told of, even if nothing says why.
 const STUCK: SignedDuration = SignedDuration::from_mins(10);
@@ -193,9 +191,8 @@ fn log(pod: &Pod, now: Timestamp) -> Option<LogSource> {
     let containers = &pod.status.container_statuses;
     let container = containers.iter().find(|container| container.name == CONTAINER).or_else(|| containers.first())?;
     let crashed = container.last_state.terminated.as_ref().is_some_and(|end| end.exit_code != 0);
-    let young = container.state.running.as_ref().and_then(|run| run.started_at).is_some_and(|started| {
-        now.as_second().saturating_sub(started.as_second()) < i64::try_from(YOUNG.as_secs()).unwrap_or(i64::MAX)
-    });
+    let started = container.state.running.as_ref().and_then(|run| run.started_at);
+    let young = started.is_some_and(|started| started.duration_until(now) < YOUNG);
     let waits = container.state.waiting.is_some();
     let previous = crashed && (waits || young);
     let current = !(waits && (previous || container.restart_count == 0));

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::api::{ApiError, Failure, Kind};
 use super::condition::{Condition, LogSource, condition, own_troubles};
-use super::objects::{Deployment, Page, Pod};
+use super::objects::{Deployment, Owner, Page, Pod};
 use super::{ANNOTATION_APPLIED, ANNOTATION_MEMORY, Applied, Known, Kubernetes, handle, ownership};
 use crate::desired::Desired;
 use crate::model::{
@@ -60,31 +60,21 @@ impl Kubernetes {
             let pods = pods_of.get(one.connector.as_str()).map(Vec::as_slice).unwrap_or_default();
             self.add(&mut observation, one, pods, now);
         }
-        let known = observation.observed.workloads.iter().map(|workload| workload.connector.as_str());
-        let known: BTreeSet<&str> = known.collect();
-        let left: Vec<&Pod> = pods_of
-            .iter()
-            .filter(|(connector, _)| !known.contains(connector.as_str()))
-            .filter_map(|(_, pods)| pods.iter().find(|pod| self.is_left(pod)))
-            .collect();
-        for pod in left {
-            let connector = pod.metadata.labels.get(LABEL_CONNECTOR).and_then(|id| ConnectorId::new(id).ok());
-            if let Some(connector) = connector.filter(|connector| desired.lists(connector)) {
-                let (name, meta) = (&pod.metadata.name, &pod.metadata);
-                let why = match (meta.deletion_timestamp, meta.owner_references.first()) {
-                    (Some(_), _) => format!("the pod {name} of a Deployment that is gone has not ended yet"),
-                    (None, Some(owner)) => {
-                        format!(
-                            "the pod {name} still runs without a Deployment: delete its {} {}",
-                            owner.kind, owner.name
-                        )
-                    }
-                    (None, None) => format!("the pod {name} runs without a Deployment: delete it"),
-                };
-                observation.observed.failed.entry(connector).or_insert(why);
+        self.add_left(&mut observation, &pods_of, desired);
+        Ok(observation)
+    }
+
+    /// Pods without a Deployment, of connectors that are listed: another instance must not run beside them.
+    fn add_left(&self, observation: &mut Observation, pods_of: &BTreeMap<String, Vec<Pod>>, desired: &Desired) {
+        let known: BTreeSet<ConnectorId> =
+            observation.observed.workloads.iter().map(|workload| workload.connector.clone()).collect();
+        for (connector, pods) in pods_of {
+            let Ok(connector) = ConnectorId::new(connector) else { continue };
+            let left = pods.iter().find(|pod| self.is_left(pod));
+            if let Some(pod) = left.filter(|_| !known.contains(&connector) && desired.lists(&connector)) {
+                observation.observed.failed.entry(connector).or_insert_with(|| left_words(pod));
             }
         }
-        Ok(observation)
     }
 
     /// Every object of a list, page by page, so that never more than one page is in memory whole. A list whose next page is
@@ -120,7 +110,7 @@ impl Kubernetes {
         }
     }
 
-    /// Whether a pod without a Deployment is one of this manager's, and runs: another instance must not run beside it.
+    /// Whether a pod is one of this manager's, and runs.
     fn is_left(&self, pod: &Pod) -> bool {
         pod.metadata.labels.get(LABEL_MANAGER).map(String::as_str) == Some(self.manager.as_str()) && !pod.has_ended()
     }
@@ -244,6 +234,17 @@ impl Kubernetes {
     /// Where the log of a workload is, as far as it was seen.
     pub(super) fn log_source(&self, handle: &Handle) -> Option<LogSource> {
         self.known().get(handle)?.log.clone()
+    }
+}
+
+fn left_words(pod: &Pod) -> String {
+    let name = &pod.metadata.name;
+    match (pod.metadata.deletion_timestamp, pod.metadata.owner_references.first()) {
+        (Some(_), _) => format!("the pod {name} of a Deployment that is gone has not ended yet"),
+        (None, Some(Owner { kind, name: owner })) => {
+            format!("the pod {name} still runs without a Deployment: delete its {kind} {owner}")
+        }
+        (None, None) => format!("the pod {name} runs without a Deployment: delete it"),
     }
 }
 

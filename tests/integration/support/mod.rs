@@ -20,6 +20,7 @@ pub(crate) mod process;
 pub(crate) mod registry;
 mod selftest;
 pub(crate) mod tap;
+pub(crate) mod told;
 
 pub(crate) use engine::{Container, Engine, NewContainer};
 pub(crate) use events::EventLog;
