@@ -4,13 +4,14 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 
 use crate::cli::Output;
-use crate::config::{ConfigError, OrchestratorSettings, Settings};
+use crate::config::{ConfigError, Settings};
 use crate::desired::{self, Desired};
 use crate::exit;
-use crate::model::{Memory, VariableValue};
+use crate::memory::Memory;
+use crate::model::VariableValue;
 use crate::orchestrator::docker::Docker;
 use crate::orchestrator::kubernetes::Kubernetes;
-use crate::orchestrator::{Orchestrator, OrchestratorError};
+use crate::orchestrator::{Orchestrator, OrchestratorError, OrchestratorSettings};
 use crate::platform::{OpenCti, Platform, PlatformError, envelope};
 use crate::progress::Progress;
 use crate::report::{SCHEMA_VERSION, on_one_line, printable};
@@ -95,7 +96,7 @@ pub(crate) async fn check(settings: Arc<Settings>, stop: &Stop) -> (Vec<Line>, u
 }
 
 async fn both_sides(settings: &Arc<Settings>, stop: &Stop, lines: &mut Lines) {
-    let platform = OpenCti::new(&settings.opencti, &settings.manager, 1, stop.clone());
+    let platform = OpenCti::new(&settings.lanes[0].platform, &settings.manager, 1, stop.clone());
     let asked = tokio::task::spawn_blocking({
         let settings = Arc::clone(settings);
         move || ask(&platform, &settings)
@@ -214,13 +215,24 @@ fn decryption(desired: &Desired, settings: &Settings, lines: &mut Lines) {
 }
 
 async fn orchestrator(settings: &Settings, desired: &Desired, stop: &Stop, lines: &mut Lines) {
-    match &settings.orchestrator {
+    let owner = crate::orchestrator::Owner {
+        manager: settings.manager.id.clone(),
+        platform: crate::model::PlatformKind::OpenCti,
+    };
+    match &settings.lanes[0].orchestrator {
         OrchestratorSettings::Docker(docker) => {
-            let connecting = Docker::connect(docker, settings, Arc::new(Progress::nowhere()));
+            let connecting = Docker::connect(
+                docker,
+                owner,
+                &settings.lanes[0].registry,
+                settings.limits.concurrency,
+                Arc::new(Progress::nowhere()),
+            );
             look_around("engine", "containers", connecting.await, settings, desired, lines).await;
         }
         OrchestratorSettings::Kubernetes(kubernetes) => {
-            let connecting = Kubernetes::connect(kubernetes, settings, stop);
+            let connecting =
+                Kubernetes::connect(kubernetes, owner, &settings.lanes[0].registry, settings.limits.concurrency, stop);
             look_around("cluster", "Deployments", connecting.await, settings, desired, lines).await;
         }
     }
@@ -238,7 +250,7 @@ async fn look_around<O: Orchestrator>(
         Ok(orchestrator) => orchestrator,
         Err(error) => return lines.orchestrator(what, &error),
     };
-    lines.good(what, format!("{} at {}", orchestrator.description(), settings.orchestrator.place()));
+    lines.good(what, format!("{} at {}", orchestrator.description(), settings.lanes[0].orchestrator.place()));
     match orchestrator.permissions().await {
         Ok(permissions) => {
             let (granted, missing): (Vec<_>, Vec<_>) =

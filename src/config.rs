@@ -11,141 +11,34 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::key::{KeyError, ManagerKey};
+use crate::manager::Manager;
 use crate::model::{ManagerId, PlatformKind};
-use crate::plan::restart_window::LoopRule;
+use crate::orchestrator::OrchestratorSettings;
+use crate::pass::Limits;
+use crate::pass::lane::LaneSettings;
 use crate::plan::{LoopAction, Policy, PrunePolicy};
+use crate::platform::PlatformSettings;
+use crate::render::{ConnectorProxy, Registry};
+use crate::restart_window::LoopRule;
 use crate::secret::Secret;
+use crate::telemetry::Logging;
 
-pub use docker::{ContainerDefaults, DockerSettings, Endpoint, PullPolicy, RestartPolicy, TlsFiles, Ulimit};
-pub use kubernetes::{ClusterAccess, KubernetesSettings, WorkloadDefaults};
 use parse::Funnel;
 use variables::Raw;
 
-/// Everything a pass needs to know.
+/// Everything that the commands need to know.
 #[derive(Debug)]
 pub struct Settings {
     /// This manager's identity.
     pub manager: Manager,
     /// Bounds of a pass.
     pub limits: Limits,
-    /// What decides between steps.
-    pub policy: Policy,
-    /// The platform to serve.
-    pub opencti: OpenCtiSettings,
-    /// What connectors get of the proxy, when they are to use it.
-    pub connector_proxy: Option<ConnectorProxy>,
-    /// Where images come from.
-    pub registry: Registry,
-    /// Where connectors run, and what every workload gets.
-    pub orchestrator: OrchestratorSettings,
+    /// One for each enabled platform, in the order of [`PlatformKind::ALL`]; at least one.
+    pub lanes: Vec<LaneSettings>,
     /// How to log.
     pub logging: Logging,
     /// What the operator should know, though it is no fault.
     pub notices: Vec<Notice>,
-}
-
-/// Where connectors run: `OPENCTI__DAEMON__SELECTOR`.
-#[derive(Debug)]
-pub enum OrchestratorSettings {
-    /// One Docker engine.
-    Docker(Box<DockerSettings>),
-    /// One namespace of a cluster.
-    Kubernetes(Box<KubernetesSettings>),
-}
-
-impl OrchestratorSettings {
-    /// Where it is, as far as the configuration tells.
-    #[must_use]
-    pub fn place(&self) -> String {
-        match self {
-            Self::Docker(docker) => docker.endpoint.to_string(),
-            Self::Kubernetes(kubernetes) => kubernetes.to_string(),
-        }
-    }
-}
-
-/// Who we are.
-#[derive(Debug)]
-pub struct Manager {
-    /// `MANAGER__ID`.
-    pub id: ManagerId,
-    /// `MANAGER__NAME`.
-    pub name: String,
-    /// The key pair for secrets.
-    pub key: ManagerKey,
-}
-
-/// Bounds of a pass.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// After this, nothing new starts.
-    pub deadline: Duration,
-    /// Connectors worked on at the same time.
-    pub concurrency: usize,
-    /// Log lines per connector.
-    pub logs_tail: u32,
-}
-
-/// How to reach OpenCTI.
-#[derive(Debug)]
-pub struct OpenCtiSettings {
-    /// Without a trailing slash.
-    pub url: String,
-    /// Bearer token.
-    pub token: Secret,
-    /// Accept any certificate.
-    pub insecure: bool,
-    /// The CAs to trust instead of the public ones, PEM; empty: the public ones.
-    pub ca: Vec<String>,
-    /// The proxy's CA, trusted as well, PEM.
-    pub proxy_ca: Option<String>,
-    /// The proxy to go through.
-    pub proxy: Option<Secret>,
-    /// Hosts reached without it.
-    pub no_proxy: Vec<String>,
-    /// For one request.
-    pub request_timeout: Duration,
-    /// To connect.
-    pub connect_timeout: Duration,
-    /// For the list of connectors.
-    pub pull_timeout: Duration,
-}
-
-/// The proxy as connectors get it.
-#[derive(Debug)]
-pub struct ConnectorProxy {
-    /// `HTTP_PROXY`.
-    pub http: Option<Secret>,
-    /// `HTTPS_PROXY`.
-    pub https: Option<Secret>,
-    /// `NO_PROXY`.
-    pub no_proxy: Option<String>,
-    /// CA certificates, one PEM text; copied into the container.
-    pub ca: Option<String>,
-    /// Whether Node connectors check certificates.
-    pub reject_unauthorized: bool,
-}
-
-/// Where images come from.
-#[derive(Debug, Clone, Default)]
-pub struct Registry {
-    /// Put before images that name no registry.
-    pub server: Option<String>,
-    /// User.
-    pub username: Option<String>,
-    /// Password.
-    pub password: Option<Secret>,
-    /// E-mail address.
-    pub email: Option<String>,
-}
-
-/// How to log.
-#[derive(Debug, Clone)]
-pub struct Logging {
-    /// Filter in tracing's syntax.
-    pub filter: String,
-    /// JSON or for people; `None`: by whether standard error is a terminal.
-    pub json: Option<bool>,
 }
 
 /// Something worth knowing about the configuration.
@@ -222,14 +115,11 @@ fn settle(raw: &Raw, funnel: &mut Funnel, allow_prune: bool) -> Option<Settings>
     let orchestrator = orchestrator(raw, funnel);
     let connector_proxy = connector_proxy(raw, funnel);
     let opencti = opencti(raw, connector_proxy.as_ref(), funnel);
+    let lane = LaneSettings { platform: opencti?, connector_proxy, registry, orchestrator: orchestrator?, policy };
     Some(Settings {
         manager: manager?,
         limits,
-        policy,
-        opencti: opencti?,
-        connector_proxy,
-        registry,
-        orchestrator: orchestrator?,
+        lanes: vec![lane],
         logging,
         notices: std::mem::take(&mut funnel.notices),
     })
@@ -311,7 +201,6 @@ fn policy(raw: &Raw, funnel: &mut Funnel, allow_prune: bool) -> Policy {
     let percent = funnel.number("MANAGER__MAX_REMOVALS_PERCENT", raw.manager__max_removals_percent.as_deref(), 0..=100);
     let allowed = funnel.flag("MANAGER__ALLOW_PRUNE", raw.manager__allow_prune.as_deref());
     Policy {
-        platform: PlatformKind::OpenCti,
         loop_rule: LoopRule { window_s: i64::try_from(window).unwrap_or(300), limit },
         loop_action,
         prune: PrunePolicy { allow: allow_prune || allowed, max_percent: u8::try_from(percent).unwrap_or(50) },
@@ -418,7 +307,7 @@ fn connector_proxy(raw: &Raw, funnel: &mut Funnel) -> Option<ConnectorProxy> {
     })
 }
 
-fn opencti(raw: &Raw, proxy: Option<&ConnectorProxy>, funnel: &mut Funnel) -> Option<OpenCtiSettings> {
+fn opencti(raw: &Raw, proxy: Option<&ConnectorProxy>, funnel: &mut Funnel) -> Option<PlatformSettings> {
     let seconds =
         |funnel: &mut Funnel, name: &str, text: Option<&str>| Duration::from_secs(funnel.number(name, text, 1..=3600));
     let request_timeout = seconds(funnel, "OPENCTI__REQUEST_TIMEOUT", raw.opencti__request_timeout.as_deref());
@@ -438,7 +327,10 @@ fn opencti(raw: &Raw, proxy: Option<&ConnectorProxy>, funnel: &mut Funnel) -> Op
         funnel.proxy(name, via);
     }
     let no_proxy = proxy.and_then(|proxy| proxy.no_proxy.as_deref()).unwrap_or_default();
-    Some(OpenCtiSettings {
+    Some(PlatformSettings {
+        kind: PlatformKind::OpenCti,
+        tenant: None,
+        take_over: false,
         url,
         token: token?,
         insecure,

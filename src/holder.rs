@@ -2,7 +2,24 @@
 
 use std::fs;
 
-use crate::orchestrator::Holder;
+use serde::{Deserialize, Serialize};
+
+/// Who takes a lock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// This pass's id.
+    pub pass: String,
+    /// The machine, or the container.
+    pub host: String,
+    /// Process id there.
+    pub pid: u32,
+    /// Tells whether a process id can be compared: boot and process namespace. Empty where that is unknown.
+    #[serde(default)]
+    pub space: String,
+    /// When the process started, in the kernel's clock ticks; 0 where unknown.
+    #[serde(default)]
+    pub started: u64,
+}
 
 /// This process.
 #[must_use]

@@ -9,15 +9,46 @@ use std::future::Future;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
 use crate::access::Permit;
 use crate::desired::Desired;
-use crate::model::{ConnectorId, ConnectorMemory, Handle, Memory, Observed, Phase, Trouble, Vitals};
+use crate::holder::Holder;
+use crate::memory::{ConnectorMemory, Memory};
+use crate::model::{ConnectorId, Handle, ManagerId, Observed, Phase, PlatformKind, Trouble, Vitals};
 use crate::plan::Step;
 use crate::render::Spec;
 use crate::secret::Secret;
 use crate::stop::Stop;
+
+/// Where connectors run.
+#[derive(Debug)]
+pub enum OrchestratorSettings {
+    /// One Docker engine.
+    Docker(Box<docker::DockerSettings>),
+    /// One namespace of a cluster.
+    Kubernetes(Box<kubernetes::KubernetesSettings>),
+}
+
+impl OrchestratorSettings {
+    /// Where it is, as far as the configuration tells.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match self {
+            Self::Docker(docker) => docker.endpoint.to_string(),
+            Self::Kubernetes(kubernetes) => kubernetes.to_string(),
+        }
+    }
+}
+
+/// Whose lock, record and workloads a connection is about. Everything else on the same engine or in the same namespace is foreign
+/// to it, also what the same manager runs for the other platform.
+#[derive(Debug, Clone)]
+pub struct Owner {
+    /// `MANAGER__ID`.
+    pub manager: ManagerId,
+    /// The platform of the lane.
+    pub platform: PlatformKind,
+}
 
 /// Where connectors run.
 pub trait Orchestrator: Send + Sync + 'static {
@@ -100,23 +131,6 @@ pub struct Permission {
     pub what: String,
     /// Whether it is granted.
     pub granted: bool,
-}
-
-/// Who takes a lock.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holder {
-    /// This pass's id.
-    pub pass: String,
-    /// The machine, or the container.
-    pub host: String,
-    /// Process id there.
-    pub pid: u32,
-    /// Tells whether a process id can be compared: boot and process namespace. Empty where that is unknown.
-    #[serde(default)]
-    pub space: String,
-    /// When the process started, in the kernel's clock ticks; 0 where unknown.
-    #[serde(default)]
-    pub started: u64,
 }
 
 /// What was remembered.

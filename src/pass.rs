@@ -1,5 +1,7 @@
 //! One pass, stage by stage: registration check -> pull -> observe -> plan -> apply -> health -> logs -> report.
 
+pub mod lane;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -9,14 +11,15 @@ use jiff::Timestamp;
 
 use crate::access::{Access, Permit};
 use crate::apply::Applier;
-use crate::config::{OrchestratorSettings, Settings};
+use crate::config::Settings;
 use crate::desired::{self, Desired};
 use crate::exit;
 use crate::holder;
-use crate::model::{ConnectorId, Memory, Trouble};
+use crate::memory::Memory;
+use crate::model::{ConnectorId, PlatformKind, Trouble};
 use crate::orchestrator::docker::Docker;
 use crate::orchestrator::kubernetes::Kubernetes;
-use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, Recalled};
+use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, OrchestratorSettings, Recalled};
 use crate::plan::{self, Plan, Step};
 use crate::platform::{OpenCti, Platform, PlatformError};
 use crate::prepare::{self, Prepared};
@@ -29,6 +32,17 @@ use crate::stop::{Cause, Stop};
 
 /// Added to the pass deadline, so that the lock outlives the steps that finish after it.
 const LOCK_GRACE: Duration = Duration::from_mins(4);
+
+/// Bounds of a pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// After this, nothing new starts.
+    pub deadline: Duration,
+    /// Connectors worked on at the same time.
+    pub concurrency: usize,
+    /// Log lines per connector.
+    pub logs_tail: u32,
+}
 
 /// What to do in one pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +93,7 @@ pub async fn pass(settings: Arc<Settings>, command: Command, stop: &Stop, progre
     let name = command.name();
     let concurrency = settings.limits.concurrency;
     let platform: Arc<dyn Platform> =
-        Arc::new(OpenCti::new(&settings.opencti, &settings.manager, concurrency, stop.clone()));
+        Arc::new(OpenCti::new(&settings.lanes[0].platform, &settings.manager, concurrency, stop.clone()));
     let platform_report = PlatformReport {
         kind: platform.kind(),
         url: platform.url().to_owned(),
@@ -88,7 +102,7 @@ pub async fn pass(settings: Arc<Settings>, command: Command, stop: &Stop, progre
         listed: None,
         sent: publish::Sent::default(),
     };
-    let place = settings.orchestrator.place();
+    let place = settings.lanes[0].orchestrator.place();
     let report = Report::new(name, &id, settings.manager.id.as_str(), platform_report, &place);
     let access = if command == Command::Run { Access::ReadWrite } else { Access::ReadOnly };
     let mut pass = Pass { settings, platform, access, stop, report };
@@ -117,12 +131,28 @@ struct Pass<'a> {
 impl Pass<'_> {
     async fn stages(&mut self, id: &str, progress: Arc<Progress>) -> Result<(), End> {
         let settings = Arc::clone(&self.settings);
-        match &settings.orchestrator {
+        let owner =
+            crate::orchestrator::Owner { manager: settings.manager.id.clone(), platform: PlatformKind::OpenCti };
+        match &settings.lanes[0].orchestrator {
             OrchestratorSettings::Docker(docker) => {
-                self.stages_on(id, Docker::connect(docker, &settings, progress)).await
+                self.stages_on(
+                    id,
+                    Docker::connect(docker, owner, &settings.lanes[0].registry, settings.limits.concurrency, progress),
+                )
+                .await
             }
             OrchestratorSettings::Kubernetes(kubernetes) => {
-                Box::pin(self.stages_on(id, Kubernetes::connect(kubernetes, &settings, self.stop))).await
+                Box::pin(self.stages_on(
+                    id,
+                    Kubernetes::connect(
+                        kubernetes,
+                        owner,
+                        &settings.lanes[0].registry,
+                        settings.limits.concurrency,
+                        self.stop,
+                    ),
+                ))
+                .await
             }
         }
     }
@@ -229,7 +259,7 @@ impl Pass<'_> {
         }
         let now = Timestamp::now();
         let mut assessments = plan.assessments.clone();
-        settle::reassess(&afters, memory, &mut assessments, self.settings.policy.loop_rule, now);
+        settle::reassess(&afters, memory, &mut assessments, self.settings.lanes[0].policy.loop_rule, now);
         self.report.plan(
             &plan,
             Learned {
@@ -293,7 +323,7 @@ impl Pass<'_> {
         permit: Permit,
         version: &str,
         memory: &Memory,
-    ) -> Result<crate::model::Registration, End> {
+    ) -> Result<crate::memory::Registration, End> {
         let known = self.ask("heartbeat", move |platform| platform.heartbeat(permit)).await?;
         let wanted = self.platform.registration(version);
         let why =
@@ -354,8 +384,13 @@ impl Pass<'_> {
         self.stage("observe", begun);
 
         let begun = Instant::now();
-        let plan =
-            Arc::new(plan::plan(&desired, &observation.observed, &memory, &self.settings.policy, Timestamp::now()));
+        let plan = Arc::new(plan::plan(
+            &desired,
+            &observation.observed,
+            &memory,
+            &self.settings.lanes[0].policy,
+            Timestamp::now(),
+        ));
         self.stage("plan", begun);
 
         let begun = Instant::now();
@@ -375,10 +410,10 @@ impl Pass<'_> {
         let work = move || {
             let common = Common {
                 manager: &settings.manager.id,
-                platform: settings.policy.platform,
+                platform: PlatformKind::OpenCti,
                 url: &url,
-                proxy: settings.connector_proxy.as_ref(),
-                registry: settings.registry.server.as_deref(),
+                proxy: settings.lanes[0].connector_proxy.as_ref(),
+                registry: settings.lanes[0].registry.server.as_deref(),
             };
             prepare::prepare(&plan, &desired, &settings.manager.key, &common, &stop)
         };
@@ -444,7 +479,7 @@ fn troubles(plan: &Plan, observation: &Observation) -> BTreeMap<ConnectorId, Vec
 }
 
 /// What of a registration differs from the last one.
-fn registration_change(memory: &Memory, wanted: &crate::model::Registration) -> Option<&'static str> {
+fn registration_change(memory: &Memory, wanted: &crate::memory::Registration) -> Option<&'static str> {
     match &memory.registration {
         None => Some("there is no memory of an earlier registration"),
         Some(known) if known.version != wanted.version => Some("the platform has another version"),

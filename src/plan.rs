@@ -4,7 +4,6 @@ mod decide;
 mod keeper;
 mod names;
 mod prune;
-pub mod restart_window;
 
 use std::collections::BTreeMap;
 
@@ -12,16 +11,15 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::desired::{Desired, Rejection};
-use crate::model::{ConfigHash, ConnectorId, Handle, Memory, Observed, PlatformKind, Workload};
-use restart_window::{Assessment, LoopRule};
+use crate::memory::Memory;
+use crate::model::{ConfigHash, ConnectorId, Handle, Observed, Workload};
+use crate::restart_window::{Assessment, LoopRule};
 
 pub use prune::PruneRefusal;
 
 /// What the operator configured that decides between steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// Whose connectors these are.
-    pub platform: PlatformKind,
     /// When restarts make a reboot loop.
     pub loop_rule: LoopRule,
     /// What a reboot loop leads to.

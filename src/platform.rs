@@ -11,10 +11,43 @@ use serde::Serialize;
 
 use crate::access::Permit;
 use crate::desired::Listing;
-use crate::model::{ConnectorId, CurrentStatus, PlatformKind, Registration};
+use crate::memory::Registration;
+use crate::model::{ConnectorId, CurrentStatus, PlatformKind};
+use crate::secret::Secret;
 
 pub use http::HttpError;
 pub use opencti::OpenCti;
+
+/// How to reach one platform.
+#[derive(Debug)]
+pub struct PlatformSettings {
+    /// Which product it is.
+    pub kind: PlatformKind,
+    /// Without a trailing slash.
+    pub url: String,
+    /// Bearer token.
+    pub token: Secret,
+    /// Accept any certificate.
+    pub insecure: bool,
+    /// The CAs to trust instead of the public ones, PEM; empty: the public ones.
+    pub ca: Vec<String>,
+    /// The proxy's CA, trusted as well, PEM.
+    pub proxy_ca: Option<String>,
+    /// The proxy to go through.
+    pub proxy: Option<Secret>,
+    /// Hosts reached without it.
+    pub no_proxy: Vec<String>,
+    /// For one request.
+    pub request_timeout: Duration,
+    /// To connect.
+    pub connect_timeout: Duration,
+    /// For the list of connectors.
+    pub pull_timeout: Duration,
+    /// The tenant whose routes are used; OpenAEV alone has tenants.
+    pub tenant: Option<String>,
+    /// Whether another composer may lose its place to this one; OpenAEV alone gives it away without a word.
+    pub take_over: bool,
+}
 
 /// One platform. Calls block their thread; they are made from blocking tasks.
 pub trait Platform: Send + Sync + 'static {

@@ -11,11 +11,12 @@ use serde::Serialize;
 
 use crate::access::Permit;
 use crate::desired::{Desired, Rejection};
-use crate::model::{Connector, ConnectorId, CurrentStatus, Handle, Memory, PlatformKind, VariableValue};
+use crate::memory::Memory;
+use crate::model::{Connector, ConnectorId, CurrentStatus, Handle, PlatformKind, VariableValue};
 use crate::orchestrator::Orchestrator;
-use crate::plan::restart_window::Assessment;
 use crate::platform::{Health, Platform, PlatformError};
 use crate::render::{VARIABLE_HASH, names_a_secret};
+use crate::restart_window::Assessment;
 use crate::secret::Secret;
 use crate::settle::{After, Afters};
 use crate::stop::Stop;

@@ -5,7 +5,6 @@ pub mod kubernetes;
 
 use std::collections::BTreeMap;
 
-use crate::config::ConnectorProxy;
 use crate::desired::Rejection;
 use crate::model::{ConfigHash, Connector, ConnectorId, ManagerId, PlatformKind, VariableValue, WorkloadName};
 use crate::platform::envelope::EnvelopeError;
@@ -25,6 +24,57 @@ pub const VARIABLE_HASH: &str = "OPENCTI_CONFIG_HASH";
 pub const CA_PATH: &str = "etc/ssl/certs/xtm-proxy-ca.crt";
 /// Variables that point programs to that file.
 const CA_VARIABLES: [&str; 4] = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE"];
+
+/// The proxy as connectors get it.
+#[derive(Debug)]
+pub struct ConnectorProxy {
+    /// `HTTP_PROXY`.
+    pub http: Option<Secret>,
+    /// `HTTPS_PROXY`.
+    pub https: Option<Secret>,
+    /// `NO_PROXY`.
+    pub no_proxy: Option<String>,
+    /// CA certificates, one PEM text; copied into the container.
+    pub ca: Option<String>,
+    /// Whether Node connectors check certificates.
+    pub reject_unauthorized: bool,
+}
+
+/// Where images come from.
+#[derive(Debug, Clone, Default)]
+pub struct Registry {
+    /// Put before images that name no registry.
+    pub server: Option<String>,
+    /// User.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<Secret>,
+    /// E-mail address.
+    pub email: Option<String>,
+}
+
+/// When an image is pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// Before every container that is made.
+    Always,
+    /// When the engine does not have it.
+    IfNotPresent,
+    /// Never.
+    Never,
+}
+
+impl PullPolicy {
+    /// Kubernetes' word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
+        }
+    }
+}
 
 /// Everything an orchestrator needs to make one connector's workload. Building it can fail, using it cannot.
 #[derive(Debug, Clone)]

@@ -12,10 +12,10 @@ use crate::desired::Rejection;
 use crate::exit;
 use crate::model::{ConnectorId, PlatformKind, Trouble};
 use crate::orchestrator::OrchestratorError;
-use crate::plan::restart_window::Assessment;
 use crate::plan::{Decision, Entry, Plan, PruneRefusal, Step};
 use crate::platform::PlatformError;
 use crate::publish::{Failure, Sent};
+use crate::restart_window::Assessment;
 use crate::stop::Cause;
 
 pub use table::table;

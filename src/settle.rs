@@ -7,10 +7,11 @@ use jiff::Timestamp;
 
 use crate::apply::Outcomes;
 use crate::desired::{Desired, Rejection};
-use crate::model::{ConnectorId, CurrentStatus, Handle, Memory, Phase, RefusedStart, Trouble, Vitals};
+use crate::memory::{Memory, RefusedStart};
+use crate::model::{ConnectorId, CurrentStatus, Handle, Phase, Trouble, Vitals};
 use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, StepError};
-use crate::plan::restart_window::{Assessment, LoopRule, Reading, observe};
 use crate::plan::{Decision, Plan, RefreshReason, Skip, Step};
+use crate::restart_window::{Assessment, LoopRule, Reading, observe};
 use crate::secret::Secret;
 
 /// One connector's workload after the steps.

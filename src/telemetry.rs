@@ -6,8 +6,16 @@ use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::config::Logging;
 use crate::progress::Progress;
+
+/// How to log.
+#[derive(Debug, Clone)]
+pub struct Logging {
+    /// Filter in tracing's syntax.
+    pub filter: String,
+    /// JSON or for people; `None`: by whether standard error is a terminal.
+    pub json: Option<bool>,
+}
 
 /// Standard error, written around the progress bars.
 #[derive(Clone)]

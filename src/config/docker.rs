@@ -2,144 +2,18 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
-
 use super::parse::Funnel;
 use super::variables::Raw;
-
-/// Everything about the engine.
-#[derive(Debug, Clone)]
-pub struct DockerSettings {
-    /// Where it is.
-    pub endpoint: Endpoint,
-    /// When images are pulled; `None`: by the image's tag.
-    pub pull_policy: Option<PullPolicy>,
-    /// What every container gets.
-    pub container: ContainerDefaults,
-}
-
-/// How to reach the engine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Endpoint {
-    /// Path of a Unix socket.
-    Unix(String),
-    /// `host:port`, with TLS when files are given.
-    Tcp(String, Option<TlsFiles>),
-}
-
-impl std::fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix://{path}"),
-            Self::Tcp(address, None) => write!(f, "tcp://{address}"),
-            Self::Tcp(address, Some(_)) => write!(f, "tcp://{address} with TLS"),
-        }
-    }
-}
-
-/// Certificates as the docker client names them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// `ca.pem`
-    pub ca: PathBuf,
-    /// `cert.pem`
-    pub cert: PathBuf,
-    /// `key.pem`
-    pub key: PathBuf,
-}
-
-/// When an image is pulled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PullPolicy {
-    /// Before every container that is made.
-    Always,
-    /// When the engine does not have it.
-    IfNotPresent,
-    /// Never.
-    Never,
-}
-
-impl PullPolicy {
-    pub(super) fn read(variable: &str, text: Option<&str>, funnel: &mut Funnel) -> Option<Self> {
-        match text?.trim().to_ascii_lowercase().as_str() {
-            "always" => Some(Self::Always),
-            "ifnotpresent" => Some(Self::IfNotPresent),
-            "never" => Some(Self::Never),
-            other => {
-                funnel.problem(variable, format!("{other:?} is no policy"), "use Always, IfNotPresent or Never");
-                None
-            }
-        }
-    }
-
-    /// Kubernetes' word for it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Always => "Always",
-            Self::IfNotPresent => "IfNotPresent",
-            Self::Never => "Never",
-        }
-    }
-}
-
-/// What the engine does when a container ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RestartPolicy {
-    /// Nothing.
-    No,
-    /// Restart it always.
-    Always,
-    /// Restart it unless it was stopped.
-    UnlessStopped,
-    /// Restart it after a failure, at most so often; 0: without limit.
-    OnFailure(i64),
-}
-
-/// One resource limit of a process.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Ulimit {
-    /// `nofile`, `nproc`, ...
-    pub name: String,
-    /// Soft limit.
-    pub soft: i64,
-    /// Hard limit.
-    pub hard: i64,
-}
-
-/// What every container gets: the daemon's docker keys, documented where the variables are declared.
-/// `None`: the engine's default.
-#[derive(Debug, Clone)]
-#[expect(missing_docs, reason = "documented where the variables are declared")]
-pub struct ContainerDefaults {
-    pub restart_policy: RestartPolicy,
-    pub memory_limit: Option<i64>,
-    /// In billionths of a core.
-    pub cpu_limit: Option<i64>,
-    pub network_mode: Option<String>,
-    pub extra_hosts: Option<Vec<String>>,
-    pub dns: Option<Vec<String>>,
-    pub dns_search: Option<Vec<String>>,
-    pub privileged: Option<bool>,
-    pub cap_add: Option<Vec<String>>,
-    pub cap_drop: Option<Vec<String>>,
-    pub security_opt: Option<Vec<String>>,
-    pub userns_mode: Option<String>,
-    pub pid_mode: Option<String>,
-    pub ipc_mode: Option<String>,
-    pub uts_mode: Option<String>,
-    pub runtime: Option<String>,
-    pub shm_size: Option<i64>,
-    pub sysctls: Option<Vec<(String, String)>>,
-    pub ulimits: Option<Vec<Ulimit>>,
-}
+use crate::orchestrator::docker::{DockerSettings, Endpoint, TlsFiles};
+use crate::render::PullPolicy;
+use crate::render::docker::{ContainerDefaults, RestartPolicy, Ulimit};
 
 const PREFIX: &str = "OPENCTI__DAEMON__DOCKER__";
 
 pub(super) fn settle(raw: &Raw, funnel: &mut Funnel) -> Option<DockerSettings> {
     let endpoint = endpoint(raw, funnel);
     let policy = raw.opencti__daemon__docker__image_pull_policy.as_deref();
-    let pull_policy = PullPolicy::read(&format!("{PREFIX}IMAGE_PULL_POLICY"), policy, funnel);
+    let pull_policy = pull_policy(&format!("{PREFIX}IMAGE_PULL_POLICY"), policy, funnel);
     let container = container(raw, funnel);
     Some(DockerSettings { endpoint: endpoint?, pull_policy, container })
 }
@@ -256,4 +130,16 @@ fn ulimits(raw: &Raw, funnel: &mut Funnel) -> Option<Vec<Ulimit>> {
         funnel.problem(&format!("{PREFIX}ULIMITS"), "it is no list of limits".to_owned(), cure);
     }
     limits
+}
+
+pub(super) fn pull_policy(variable: &str, text: Option<&str>, funnel: &mut Funnel) -> Option<PullPolicy> {
+    match text?.trim().to_ascii_lowercase().as_str() {
+        "always" => Some(PullPolicy::Always),
+        "ifnotpresent" => Some(PullPolicy::IfNotPresent),
+        "never" => Some(PullPolicy::Never),
+        other => {
+            funnel.problem(variable, format!("{other:?} is no policy"), "use Always, IfNotPresent or Never");
+            None
+        }
+    }
 }

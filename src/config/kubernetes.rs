@@ -1,68 +1,16 @@
 //! Settings of the cluster and of every Deployment in it.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::config::Kubeconfig;
 use serde_json::{Map, Value};
 
-use super::docker::PullPolicy;
+use super::docker::pull_policy;
 use super::parse::Funnel;
 use super::variables::Raw;
-use crate::render::kubernetes as render;
-
-/// Everything about the cluster.
-#[derive(Debug)]
-pub struct KubernetesSettings {
-    /// How to reach it.
-    pub access: ClusterAccess,
-    /// Where connectors run; `None`: where the access says.
-    pub namespace: Option<String>,
-    /// What every Deployment gets.
-    pub workload: WorkloadDefaults,
-}
-
-/// How to reach an API server.
-#[derive(Debug)]
-pub enum ClusterAccess {
-    /// With the service account of the pod this runs in.
-    InCluster,
-    /// As a kubeconfig says.
-    Kubeconfig {
-        /// All its files, merged.
-        config: Box<Kubeconfig>,
-        /// `None`: its current context.
-        context: Option<String>,
-        /// Their paths, for messages.
-        paths: String,
-    },
-}
-
-/// What every Deployment gets beside what its connector needs.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct WorkloadDefaults {
-    /// Merged under each Deployment.
-    pub base: Map<String, Value>,
-    /// `None`: the base's, else `IfNotPresent`.
-    pub pull_policy: Option<PullPolicy>,
-    /// Names of pull secrets.
-    pub pull_secrets: Vec<String>,
-    /// `None`: the base's.
-    pub resources: Option<Value>,
-}
-
-impl fmt::Display for KubernetesSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.access {
-            ClusterAccess::InCluster => write!(f, "the cluster of this pod"),
-            ClusterAccess::Kubeconfig { paths, context: None, .. } => write!(f, "the cluster of {paths}"),
-            ClusterAccess::Kubeconfig { paths, context: Some(context), .. } => {
-                write!(f, "the cluster of context {context} in {paths}")
-            }
-        }
-    }
-}
+use crate::orchestrator::kubernetes::{ClusterAccess, KubernetesSettings};
+use crate::render::kubernetes::{self as render, WorkloadDefaults};
 
 const PREFIX: &str = "OPENCTI__DAEMON__KUBERNETES__";
 
@@ -73,7 +21,7 @@ pub(super) fn settle(raw: &Raw, funnel: &mut Funnel) -> Option<KubernetesSetting
         let cure = "use lower-case letters, digits and '-', at most 63";
         funnel.problem(&format!("{PREFIX}NAMESPACE"), format!("{namespace:?} can be no namespace"), cure);
     }
-    let pull_policy = PullPolicy::read(
+    let pull_policy = pull_policy(
         &format!("{PREFIX}IMAGE_PULL_POLICY"),
         raw.opencti__daemon__kubernetes__image_pull_policy.as_deref(),
         funnel,

@@ -6,6 +6,7 @@ mod observe;
 mod record;
 mod replace;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,16 +19,16 @@ use bollard::{API_DEFAULT_VERSION, ClientVersion, Docker as Engine};
 use futures_util::StreamExt;
 
 use crate::access::Permit;
-use crate::config::{DockerSettings, Endpoint, Settings};
 use crate::desired::Desired;
+use crate::holder::Holder;
 use crate::log_lines::{Assembler, Stream};
-use crate::model::{Handle, ManagerId, Memory, Phase, PlatformKind};
-use crate::orchestrator::{
-    Holder, Look, Observation, Orchestrator, OrchestratorError, Permission, Recalled, StepError,
-};
+use crate::memory::Memory;
+use crate::model::{Handle, Phase};
+use crate::orchestrator::{Look, Observation, Orchestrator, OrchestratorError, Owner, Permission, Recalled, StepError};
 use crate::plan::{StartReason, Step};
 use crate::progress::Progress;
-use crate::render::Spec;
+use crate::render::docker::ContainerDefaults;
+use crate::render::{PullPolicy, Registry, Spec};
 use crate::secret::Secret;
 use crate::stop::Stop;
 use images::Images;
@@ -50,13 +51,53 @@ const API_VERSIONS: [&ClientVersion; 3] = [
     API_DEFAULT_VERSION,
 ];
 
+/// Everything about the engine.
+#[derive(Debug, Clone)]
+pub struct DockerSettings {
+    /// Where it is.
+    pub endpoint: Endpoint,
+    /// When images are pulled; `None`: by the image's tag.
+    pub pull_policy: Option<PullPolicy>,
+    /// What every container gets.
+    pub container: ContainerDefaults,
+}
+
+/// How to reach the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Path of a Unix socket.
+    Unix(String),
+    /// `host:port`, with TLS when files are given.
+    Tcp(String, Option<TlsFiles>),
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{path}"),
+            Self::Tcp(address, None) => write!(f, "tcp://{address}"),
+            Self::Tcp(address, Some(_)) => write!(f, "tcp://{address} with TLS"),
+        }
+    }
+}
+
+/// Certificates as the docker client names them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// `ca.pem`
+    pub ca: PathBuf,
+    /// `cert.pem`
+    pub cert: PathBuf,
+    /// `key.pem`
+    pub key: PathBuf,
+}
+
 /// One engine, and what is needed to work on it.
 pub struct Docker {
     engine: Engine,
     description: String,
     endpoint: Endpoint,
-    manager: ManagerId,
-    platform: PlatformKind,
+    owner: Owner,
     settings: DockerSettings,
     images: Images,
     concurrency: usize,
@@ -66,7 +107,9 @@ impl Docker {
     /// Reaches the engine, and agrees with it on a version of the API.
     pub async fn connect(
         docker: &DockerSettings,
-        settings: &Settings,
+        owner: Owner,
+        registry: &Registry,
+        concurrency: usize,
         progress: Arc<Progress>,
     ) -> Result<Self, OrchestratorError> {
         let endpoint = docker.endpoint.clone();
@@ -74,11 +117,10 @@ impl Docker {
         Ok(Self {
             engine,
             description,
-            manager: settings.manager.id.clone(),
-            platform: settings.policy.platform,
+            owner,
             settings: docker.clone(),
-            images: Images::new(&settings.registry, docker.pull_policy, progress),
-            concurrency: settings.limits.concurrency,
+            images: Images::new(registry, docker.pull_policy, progress),
+            concurrency,
             endpoint,
         })
     }

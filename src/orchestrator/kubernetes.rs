@@ -9,28 +9,29 @@ mod ownership;
 mod write;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::config::KubeConfigOptions;
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use crate::access::Permit;
-use crate::config::{ClusterAccess, KubernetesSettings, Registry, Settings, WorkloadDefaults};
 use crate::desired::Desired;
+use crate::holder::Holder;
 use crate::log_lines::{Assembler, Stream};
-use crate::model::{ConnectorId, ConnectorMemory, Handle, ManagerId, Memory, PlatformKind, short_hash};
+use crate::memory::{ConnectorMemory, Memory};
+use crate::model::{ConnectorId, Handle, short_hash};
 use crate::orchestrator::versioned::{decode, encode};
-use crate::orchestrator::{
-    Holder, Look, Observation, Orchestrator, OrchestratorError, Permission, Recalled, StepError,
-};
+use crate::orchestrator::{Look, Observation, Orchestrator, OrchestratorError, Owner, Permission, Recalled, StepError};
 use crate::plan::{RemoveReason, Step};
-use crate::render::Spec;
+use crate::render::kubernetes::WorkloadDefaults;
+use crate::render::{Registry, Spec};
 use crate::secret::Secret;
 use crate::stop::Stop;
 use api::{Api, Kind};
@@ -96,12 +97,50 @@ struct Known {
     outlived: Option<Applied>,
 }
 
+/// Everything about the cluster.
+#[derive(Debug)]
+pub struct KubernetesSettings {
+    /// How to reach it.
+    pub access: ClusterAccess,
+    /// Where connectors run; `None`: where the access says.
+    pub namespace: Option<String>,
+    /// What every Deployment gets.
+    pub workload: WorkloadDefaults,
+}
+
+/// How to reach an API server.
+#[derive(Debug)]
+pub enum ClusterAccess {
+    /// With the service account of the pod this runs in.
+    InCluster,
+    /// As a kubeconfig says.
+    Kubeconfig {
+        /// All its files, merged.
+        config: Box<Kubeconfig>,
+        /// `None`: its current context.
+        context: Option<String>,
+        /// Their paths, for messages.
+        paths: String,
+    },
+}
+
+impl fmt::Display for KubernetesSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.access {
+            ClusterAccess::InCluster => write!(f, "the cluster of this pod"),
+            ClusterAccess::Kubeconfig { paths, context: None, .. } => write!(f, "the cluster of {paths}"),
+            ClusterAccess::Kubeconfig { paths, context: Some(context), .. } => {
+                write!(f, "the cluster of context {context} in {paths}")
+            }
+        }
+    }
+}
+
 /// One namespace, and what is needed to work in it.
 pub struct Kubernetes {
     api: Arc<Api>,
     description: String,
-    manager: ManagerId,
-    platform: PlatformKind,
+    owner: Owner,
     defaults: WorkloadDefaults,
     registry: Registry,
     concurrency: usize,
@@ -115,7 +154,9 @@ impl Kubernetes {
     /// Reaches the API server.
     pub async fn connect(
         kubernetes: &KubernetesSettings,
-        settings: &Settings,
+        owner: Owner,
+        registry: &Registry,
+        concurrency: usize,
         stop: &Stop,
     ) -> Result<Self, OrchestratorError> {
         let refused = |why: String| OrchestratorError::Unreachable {
@@ -152,11 +193,10 @@ impl Kubernetes {
         Ok(Self {
             description: format!("Kubernetes {}, namespace {}", version.git_version, api.namespace),
             api,
-            manager: settings.manager.id.clone(),
-            platform: settings.policy.platform,
+            owner,
             defaults: kubernetes.workload.clone(),
-            registry: settings.registry.clone(),
-            concurrency: settings.limits.concurrency,
+            registry: registry.clone(),
+            concurrency,
             stop: stop.clone(),
             known: Mutex::default(),
             lease: Mutex::default(),
@@ -179,7 +219,7 @@ impl Kubernetes {
 
     /// A manager's id may hold what a name may not: then a hash of it keeps two such names apart.
     fn lease_name(&self) -> String {
-        let id = self.manager.as_str();
+        let id = self.owner.manager.as_str();
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
         let name = format!("xtm-reconcile-{id}");
         if name.len() <= NAME_MAX && id.chars().all(|c| plain(c) || c == '-') {

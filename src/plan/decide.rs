@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use crate::desired::{Rejected, Rejection};
-use crate::model::{
-    Change, Connector, ConnectorId, ConnectorMemory, CurrentStatus, Memory, Phase, Requested, Workload,
-};
+use crate::memory::{ConnectorMemory, Memory};
+use crate::model::{Change, Connector, ConnectorId, CurrentStatus, Phase, Requested, Workload};
 use crate::plan::names::Names;
-use crate::plan::restart_window::{self, Assessment, Reading};
 use crate::plan::{
     Decision, Entry, LoopAction, Obstacle, Policy, PruneRefusal, RefreshReason, Skip, StartReason, Step,
 };
+use crate::restart_window::{self, Assessment, Reading};
 
 /// Decisions so far, and what they leave to remember.
 pub(super) struct Decided<'a> {

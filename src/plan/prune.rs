@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use crate::desired::Desired;
-use crate::model::{ConnectorId, Memory, Workload};
+use crate::memory::Memory;
+use crate::model::{ConnectorId, Workload};
 use crate::plan::{Groups, PrunePolicy};
 
 /// Why removals are refused.

@@ -6,7 +6,7 @@ use ureq::http::StatusCode;
 use ureq::http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 
-use crate::config::OpenCtiSettings;
+use super::PlatformSettings;
 use crate::secret::Secret;
 use crate::stop::Stop;
 
@@ -140,7 +140,7 @@ impl HttpError {
 
 impl Http {
     /// Builds the agent. Connections are kept for `concurrency` requests at a time.
-    pub fn new(settings: &OpenCtiSettings, concurrency: usize, stop: Stop) -> Self {
+    pub fn new(settings: &PlatformSettings, concurrency: usize, stop: Stop) -> Self {
         let mut tls = TlsConfig::builder().disable_verification(settings.insecure);
         if let Some(roots) = roots(settings) {
             tls = tls.root_certs(RootCerts::new_with_certs(&roots));
@@ -287,7 +287,7 @@ pub fn shape_fault(error: &serde_json::Error) -> String {
 }
 
 /// What to trust, when that is not the public CAs alone.
-fn roots(settings: &OpenCtiSettings) -> Option<Vec<Certificate<'static>>> {
+fn roots(settings: &PlatformSettings) -> Option<Vec<Certificate<'static>>> {
     let proxy = certificates(settings.proxy_ca.as_slice());
     let mut roots = certificates(&settings.ca);
     if roots.is_empty() {
@@ -312,7 +312,7 @@ fn certificates(texts: &[String]) -> Vec<Certificate<'static>> {
 }
 
 /// The configuration has checked the URL. Without a proxy of ours, the process's variables are ignored, as the daemon does.
-fn proxy(settings: &OpenCtiSettings) -> Option<ureq::Proxy> {
+fn proxy(settings: &PlatformSettings) -> Option<ureq::Proxy> {
     let parsed = ureq::Proxy::new(settings.proxy.as_ref()?.expose()).ok()?;
     let mut builder = ureq::Proxy::builder(parsed.protocol()).host(parsed.host()).port(parsed.port());
     if let Some(user) = parsed.username() {

@@ -7,12 +7,14 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
+use super::PlatformSettings;
 use super::http::{Http, USER_AGENT, shape_fault};
 use super::{Health, HttpError, Platform, PlatformError, Timeouts};
 use crate::access::Permit;
-use crate::config::{Manager, OpenCtiSettings};
 use crate::desired::{Listing, WireConnector, WireVariable};
-use crate::model::{ConnectorId, CurrentStatus, PlatformKind, Registration};
+use crate::manager::Manager;
+use crate::memory::Registration;
+use crate::model::{ConnectorId, CurrentStatus, PlatformKind};
 use crate::secret::Secret;
 use crate::stop::Stop;
 
@@ -90,7 +92,7 @@ struct RawConnectors<'a> {
 impl OpenCti {
     /// A client; nothing is sent yet.
     #[must_use]
-    pub fn new(settings: &OpenCtiSettings, manager: &Manager, concurrency: usize, stop: Stop) -> Self {
+    pub fn new(settings: &PlatformSettings, manager: &Manager, concurrency: usize, stop: Stop) -> Self {
         Self {
             http: Http::new(settings, concurrency, stop),
             url: settings.url.clone(),

@@ -2,8 +2,60 @@
 
 use bollard::models::{ContainerCreateBody, HostConfig, ResourcesUlimits, RestartPolicyNameEnum};
 
-use crate::config::{ContainerDefaults, RestartPolicy};
+use serde::Deserialize;
+
 use crate::render::Spec;
+
+/// What the engine does when a container ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartPolicy {
+    /// Nothing.
+    No,
+    /// Restart it always.
+    Always,
+    /// Restart it unless it was stopped.
+    UnlessStopped,
+    /// Restart it after a failure, at most so often; 0: without limit.
+    OnFailure(i64),
+}
+
+/// One resource limit of a process.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Ulimit {
+    /// `nofile`, `nproc`, ...
+    pub name: String,
+    /// Soft limit.
+    pub soft: i64,
+    /// Hard limit.
+    pub hard: i64,
+}
+
+/// What every container gets: the daemon's docker keys, documented where the variables are declared.
+/// `None`: the engine's default.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "documented where the variables are declared")]
+pub struct ContainerDefaults {
+    pub restart_policy: RestartPolicy,
+    pub memory_limit: Option<i64>,
+    /// In billionths of a core.
+    pub cpu_limit: Option<i64>,
+    pub network_mode: Option<String>,
+    pub extra_hosts: Option<Vec<String>>,
+    pub dns: Option<Vec<String>>,
+    pub dns_search: Option<Vec<String>>,
+    pub privileged: Option<bool>,
+    pub cap_add: Option<Vec<String>>,
+    pub cap_drop: Option<Vec<String>>,
+    pub security_opt: Option<Vec<String>>,
+    pub userns_mode: Option<String>,
+    pub pid_mode: Option<String>,
+    pub ipc_mode: Option<String>,
+    pub uts_mode: Option<String>,
+    pub runtime: Option<String>,
+    pub shm_size: Option<i64>,
+    pub sysctls: Option<Vec<(String, String)>>,
+    pub ulimits: Option<Vec<Ulimit>>,
+}
 
 /// The body that creates the container.
 #[must_use]
@@ -40,7 +92,7 @@ fn host_config(defaults: &ContainerDefaults) -> HostConfig {
         shm_size: defaults.shm_size,
         sysctls: defaults.sysctls.map(|pairs| pairs.into_iter().collect()),
         ulimits: defaults.ulimits.map(|limits| {
-            let limit = |limit: crate::config::Ulimit| ResourcesUlimits {
+            let limit = |limit: Ulimit| ResourcesUlimits {
                 name: Some(limit.name),
                 soft: Some(limit.soft),
                 hard: Some(limit.hard),

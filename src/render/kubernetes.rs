@@ -9,9 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::apps::v1::Deployment;
 use serde_json::{Map, Value, json};
 
-use crate::config::{Registry, WorkloadDefaults};
 use crate::model::{ConfigHash, ConnectorId, ManagerId, WorkloadName};
-use crate::render::{CA_PATH, EnvVar, LABEL_HASH, LABEL_MANAGER, Spec, VARIABLE_HASH};
+use crate::render::{CA_PATH, EnvVar, LABEL_HASH, LABEL_MANAGER, PullPolicy, Registry, Spec, VARIABLE_HASH};
 use crate::secret::Secret;
 
 /// The connector's container in its pod.
@@ -23,6 +22,19 @@ const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 /// Key of the proxy's CA in the Secret, and name of its volume.
 const CA_KEY: &str = "xtm-proxy-ca.crt";
 const CA_VOLUME: &str = "xtm-proxy-ca";
+
+/// What every Deployment gets beside what its connector needs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct WorkloadDefaults {
+    /// Merged under each Deployment.
+    pub base: Map<String, Value>,
+    /// `None`: the base's, else `IfNotPresent`.
+    pub pull_policy: Option<PullPolicy>,
+    /// Names of pull secrets.
+    pub pull_secrets: Vec<String>,
+    /// `None`: the base's.
+    pub resources: Option<Value>,
+}
 
 /// What of a Deployment the plan decides.
 #[derive(Debug, Clone, Copy)]

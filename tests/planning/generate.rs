@@ -7,12 +7,12 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestCaseResult, TestRng, TestRunner};
 use xtm_reconcile::desired::{Listing, WireConnector};
+use xtm_reconcile::memory::{ConnectorMemory, Memory};
 use xtm_reconcile::model::{
-    Change, ConfigHash, ConnectorId, ConnectorMemory, Handle, Memory, Observed, Phase, PlatformKind, Vitals, Workload,
-    WorkloadName,
+    Change, ConfigHash, ConnectorId, Handle, Observed, Phase, PlatformKind, Vitals, Workload, WorkloadName,
 };
-use xtm_reconcile::plan::restart_window::{LoopRule, RestartWindow, Sample};
 use xtm_reconcile::plan::{LoopAction, Plan, Policy, PrunePolicy, plan};
+use xtm_reconcile::restart_window::{LoopRule, RestartWindow, Sample};
 
 use crate::scenario::turn;
 

@@ -6,11 +6,10 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use serde::Deserialize;
 use xtm_reconcile::desired::{self, Desired, Listing, WireConnector, WireVariable};
-use xtm_reconcile::model::{
-    Change, ConfigHash, ConnectorId, ConnectorMemory, Handle, Memory, Observed, Phase, PlatformKind, Vitals, Workload,
-};
-use xtm_reconcile::plan::restart_window::LoopRule;
+use xtm_reconcile::memory::{ConnectorMemory, Memory};
+use xtm_reconcile::model::{Change, ConfigHash, ConnectorId, Handle, Observed, Phase, PlatformKind, Vitals, Workload};
 use xtm_reconcile::plan::{Decision, LoopAction, Plan, Policy, PrunePolicy, plan};
+use xtm_reconcile::restart_window::LoopRule;
 use xtm_reconcile::secret::Secret;
 
 /// One case. What is left out has the value of a quiet, healthy fleet.

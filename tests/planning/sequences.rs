@@ -2,11 +2,10 @@
 
 use jiff::Timestamp;
 use xtm_reconcile::desired::{self, Desired, Listing, WireConnector};
-use xtm_reconcile::model::{
-    Change, ConfigHash, ConnectorId, Handle, Memory, Observed, Phase, PlatformKind, Vitals, Workload,
-};
-use xtm_reconcile::plan::restart_window::LoopRule;
+use xtm_reconcile::memory::Memory;
+use xtm_reconcile::model::{Change, ConfigHash, ConnectorId, Handle, Observed, Phase, PlatformKind, Vitals, Workload};
 use xtm_reconcile::plan::{Decision, LoopAction, Plan, Policy, PrunePolicy, Skip, Step, plan};
+use xtm_reconcile::restart_window::LoopRule;
 
 use crate::generate::now;
 use crate::simulator::{World, later};

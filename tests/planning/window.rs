@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use proptest::prelude::*;
-use xtm_reconcile::plan::restart_window::{LoopRule, Reading, RestartWindow, observe};
+use xtm_reconcile::restart_window::{LoopRule, Reading, RestartWindow, observe};
 
 use crate::generate::check;
 

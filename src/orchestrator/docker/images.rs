@@ -11,10 +11,9 @@ use futures_util::StreamExt;
 use tokio::sync::{Mutex, OnceCell};
 
 use super::{status, words};
-use crate::config::{PullPolicy, Registry};
 use crate::orchestrator::StepError;
 use crate::progress::Progress;
-use crate::render;
+use crate::render::{self, PullPolicy, Registry};
 use crate::secret::Secret;
 use crate::stop::Stop;
 

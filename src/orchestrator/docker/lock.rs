@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::record::LABEL_OWNER;
 use super::{Docker, FAILED, status};
-use crate::holder;
+use crate::holder::{self, Holder};
 use crate::orchestrator::versioned::{decode, encode};
-use crate::orchestrator::{Holder, Orchestrator, OrchestratorError};
+use crate::orchestrator::{Orchestrator, OrchestratorError};
 
 const LABEL_LOCK: &str = "xtm-reconcile.lock";
 /// Times that a lock which vanishes between two looks is tried for again.
@@ -42,7 +42,7 @@ struct Found {
 
 impl Docker {
     pub(super) async fn take_lock(&self, holder: &Holder, ttl: Duration) -> Result<DockerLock, OrchestratorError> {
-        let name = format!("xtm-reconcile-lock-{}", self.manager);
+        let name = format!("xtm-reconcile-lock-{}", self.owner.manager);
         let mut found = None;
         for _ in 0..TRIES {
             match self.try_lock(&name, holder, ttl).await? {
@@ -89,7 +89,7 @@ impl Docker {
             Err(error) => return Err(self.refused("looking at the lock")(error)),
         };
         let labels = inspected.config.and_then(|config| config.labels).unwrap_or_default();
-        if labels.get(LABEL_OWNER).map(String::as_str) != Some(self.manager.as_str()) {
+        if labels.get(LABEL_OWNER).map(String::as_str) != Some(self.owner.manager.as_str()) {
             let why = format!("its name {name} is taken by a container of somebody else: rename or remove that one");
             let what = "taking the lock".to_owned();
             return Err(OrchestratorError::Refused { what, place: self.place(), why, cure: FAILED });

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 
 use super::{Docker, status};
 use crate::desired::Desired;
-use crate::model::{Change, ConfigHash, ConnectorId, Handle, Memory, Phase, Vitals, Workload};
+use crate::memory::Memory;
+use crate::model::{Change, ConfigHash, ConnectorId, Handle, Phase, Vitals, Workload};
 use crate::orchestrator::{Look, Observation, OrchestratorError};
 use crate::render::{LABEL_CONNECTOR, LABEL_HASH, LABEL_MANAGER, LABEL_PLATFORM, VARIABLE_HASH};
 use crate::secret::Secret;
@@ -83,7 +84,7 @@ impl Docker {
         let label = |name: &str| labels.get(name).map(String::as_str);
         let name = names(summary).next().unwrap_or_default().to_owned();
         match label(LABEL_MANAGER) {
-            Some(manager) if manager == self.manager.as_str() => {}
+            Some(manager) if manager == self.owner.manager.as_str() => {}
             Some(other) => return Err(format!("a container of the manager {other}")),
             None => return Err("a container that no connector manager made".to_owned()),
         }
@@ -92,7 +93,7 @@ impl Docker {
             .ok_or_else(|| format!("a container of this manager without a usable {LABEL_CONNECTOR} label"))?;
         let platform = match label(LABEL_PLATFORM) {
             None => None,
-            Some(label) if label == self.platform.label() => Some(self.platform),
+            Some(label) if label == self.owner.platform.label() => Some(self.owner.platform),
             Some(other) => return Err(format!("a connector of the platform {other}")),
         };
         Ok(Workload {

@@ -14,7 +14,8 @@ use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::{Docker, FAILED, status};
-use crate::model::{ConfigHash, ConnectorId, ConnectorMemory, Memory, Registration};
+use crate::memory::{ConnectorMemory, Memory, Registration};
+use crate::model::{ConfigHash, ConnectorId};
 use crate::orchestrator::versioned::{decode, encode};
 use crate::orchestrator::{OrchestratorError, Recalled};
 
@@ -52,7 +53,7 @@ impl Docker {
     pub(super) async fn read_record(&self) -> Result<Records, OrchestratorError> {
         let mut records = Records::default();
         let mut best: Option<(u64, HashMap<String, String>)> = None;
-        let owner = format!("{LABEL_OWNER}={}", self.manager);
+        let owner = format!("{LABEL_OWNER}={}", self.owner.manager);
         let filters = HashMap::from([("label", vec![owner, LABEL_RECORD.to_owned()])]);
         for summary in self.list(&filters).await? {
             let (Some(id), Some(labels)) = (summary.id, summary.labels) else { continue };
@@ -88,7 +89,7 @@ impl Docker {
             cure: FAILED,
         })?;
         // Of a record that cannot be read the number is not known either: its name must not be in the way.
-        let name = format!("xtm-reconcile-record-{}-{seq}-{:08x}", self.manager, fastrand::u32(..));
+        let name = format!("xtm-reconcile-record-{}-{seq}-{:08x}", self.owner.manager, fastrand::u32(..));
         self.create_marker(&name, labels).await.map_err(self.refused("writing the pass record"))?;
         for id in &before.ids {
             self.remove(id).await.map_err(self.refused("removing the previous pass record"))?;
@@ -102,7 +103,7 @@ impl Docker {
         name: &str,
         mut labels: HashMap<String, String>,
     ) -> Result<String, EngineError> {
-        labels.insert(LABEL_OWNER.to_owned(), self.manager.to_string());
+        labels.insert(LABEL_OWNER.to_owned(), self.owner.manager.to_string());
         let body = ContainerCreateBody {
             image: Some(format!("{EMPTY_IMAGE}:{EMPTY_TAG}")),
             // The engine wants a command; there is none in the image to run.

@@ -15,9 +15,10 @@ use tokio::time::Instant;
 
 use super::api::{Api, ApiError, Kind};
 use super::{ANNOTATION_REGISTRATION, Kubernetes};
-use crate::model::{Memory, Registration};
+use crate::holder::Holder;
+use crate::memory::{Memory, Registration};
 use crate::orchestrator::versioned::{decode, encode};
-use crate::orchestrator::{Holder, OrchestratorError, Recalled};
+use crate::orchestrator::{OrchestratorError, Recalled};
 use crate::render::LABEL_MANAGER;
 use crate::stop::{Cause, Stop};
 
@@ -77,7 +78,7 @@ impl Kubernetes {
         let lease = json!({
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": { "name": name, "labels": { LABEL_MANAGER: self.manager.as_str() } },
+            "metadata": { "name": name, "labels": { LABEL_MANAGER: self.owner.manager.as_str() } },
             "spec": fields(holder, 0),
         });
         self.api.create(Kind::Leases, &lease).await
@@ -91,7 +92,7 @@ impl Kubernetes {
         holder: &str,
     ) -> Result<Result<Lease, ApiError>, OrchestratorError> {
         let owner = lease.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_MANAGER));
-        if owner.map(String::as_str) != Some(self.manager.as_str()) {
+        if owner.map(String::as_str) != Some(self.owner.manager.as_str()) {
             return Err(OrchestratorError::Refused {
                 what: "taking the lock".to_owned(),
                 place: self.api.place.clone(),

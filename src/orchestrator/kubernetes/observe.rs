@@ -11,9 +11,9 @@ use super::condition::{Condition, LogSource, condition, own_troubles};
 use super::objects::{Deployment, Owner, Page, Pod};
 use super::{ANNOTATION_APPLIED, ANNOTATION_MEMORY, Applied, Known, Kubernetes, handle, ownership};
 use crate::desired::Desired;
+use crate::memory::ConnectorMemory;
 use crate::model::{
-    Change, ConfigHash, ConnectorId, ConnectorMemory, CurrentStatus, Handle, Phase, PlatformKind, Trouble, TroubleKind,
-    Vitals, Workload,
+    Change, ConfigHash, ConnectorId, CurrentStatus, Handle, Phase, PlatformKind, Trouble, TroubleKind, Vitals, Workload,
 };
 use crate::orchestrator::versioned::decode;
 use crate::orchestrator::{Look, Observation, OrchestratorError};
@@ -30,7 +30,7 @@ impl Kubernetes {
     pub(super) async fn observe_all(&self, desired: &Desired) -> Result<Observation, OrchestratorError> {
         let mut observation = Observation::default();
         let mut seen = Vec::new();
-        let selector = format!("{LABEL_MANAGER}={}", self.manager);
+        let selector = format!("{LABEL_MANAGER}={}", self.owner.manager);
         let mut labelled = true;
         let read = |listed: Listed<Deployment>| match listed {
             Listed::Begun => {
@@ -112,7 +112,8 @@ impl Kubernetes {
 
     /// Whether a pod is one of this manager's, and runs.
     fn is_left(&self, pod: &Pod) -> bool {
-        pod.metadata.labels.get(LABEL_MANAGER).map(String::as_str) == Some(self.manager.as_str()) && !pod.has_ended()
+        pod.metadata.labels.get(LABEL_MANAGER).map(String::as_str) == Some(self.owner.manager.as_str())
+            && !pod.has_ended()
     }
 
     /// What of a Deployment matters. `None`: it is not one of ours, or about to go.
@@ -121,8 +122,8 @@ impl Kubernetes {
         let label = |name: &str| meta.labels.get(name).map(String::as_str);
         let owner = match (label(LABEL_CONNECTOR).map(ConnectorId::new), label(LABEL_PLATFORM)) {
             (Some(Ok(connector)), None) => Ok((connector, None)),
-            (Some(Ok(connector)), Some(platform)) if platform == self.platform.label() => {
-                Ok((connector, Some(self.platform)))
+            (Some(Ok(connector)), Some(platform)) if platform == self.owner.platform.label() => {
+                Ok((connector, Some(self.owner.platform)))
             }
             (Some(Ok(_)), Some(other)) => Err(format!("a connector of the platform {other}")),
             _ => Err(format!("a Deployment of this manager without a usable {LABEL_CONNECTOR} label")),
@@ -216,7 +217,7 @@ impl Kubernetes {
             why: format!("its {LABEL_CONNECTOR} label cannot be used: {invalid}"),
             cure: "somebody changed its labels: put them back, or delete it",
         })?;
-        let seen = Seen::of(deployment, connector, Some(self.platform), true);
+        let seen = Seen::of(deployment, connector, Some(self.owner.platform), true);
         let its: Vec<&Pod> = its.iter().collect();
         let Condition { phase, vitals, troubles, log } =
             condition(seen.replicas, seen.own, &its, seen.secret.as_deref(), Timestamp::now());

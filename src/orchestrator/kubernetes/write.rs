@@ -223,7 +223,7 @@ impl Kubernetes {
     /// Ours, and this connector's.
     fn is_its(&self, object: &Value, connector: &ConnectorId) -> bool {
         let label = |name: &str| object.pointer("/metadata/labels")?.get(name)?.as_str();
-        label(LABEL_MANAGER) == Some(self.manager.as_str()) && label(LABEL_CONNECTOR) == Some(connector.as_str())
+        label(LABEL_MANAGER) == Some(self.owner.manager.as_str()) && label(LABEL_CONNECTOR) == Some(connector.as_str())
     }
 
     /// Stops a Deployment and waits until none of its pods is left. A wait that has begun is not cut short by a signal: what
@@ -256,7 +256,8 @@ impl Kubernetes {
     pub(super) async fn pull_secret(&self) -> Result<Option<String>, ApiError> {
         let Some((lease_name, lease_uid)) = self.lease_owner() else { return Ok(None) };
         let name = format!("{}-registry", self.lease_name());
-        let Some(secret) = render::pull_secret(&self.registry, &name, &self.manager, (&lease_name, &lease_uid)) else {
+        let Some(secret) = render::pull_secret(&self.registry, &name, &self.owner.manager, (&lease_name, &lease_uid))
+        else {
             return Ok(None);
         };
         let applied =
