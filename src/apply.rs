@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use futures_util::{FutureExt, StreamExt};
 
 use crate::access::Permit;
-use crate::model::{ConnectorId, Handle};
-use crate::orchestrator::{Orchestrator, StepError};
+use crate::model::{ConnectorId, Handle, PlatformKind};
+use crate::orchestrator::{Executed, LogRead, LogRequest, Orchestrator, OrchestratorError, StepContext, StepError};
 use crate::plan::{Plan, Step};
 use crate::prepare::Prepared;
 use crate::stop::Stop;
@@ -16,10 +16,11 @@ use crate::stop::Stop;
 /// What became of one step.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The workload that is there afterwards, or why it failed.
+    /// The workload that is there afterwards, or why the step failed.
     pub result: Result<Option<Handle>, StepError>,
-    /// How long it took.
-    pub took: Duration,
+    /// The last log of a workload that the step took away, where it was wanted.
+    pub(crate) last_log: Option<Result<LogRead, OrchestratorError>>,
+    pub(crate) took: Duration,
 }
 
 /// What became of the plan: by the place of the entry in it.
@@ -28,18 +29,17 @@ pub type Outcomes = BTreeMap<usize, Outcome>;
 /// A step and its place in the plan.
 type Placed<'a> = (usize, &'a ConnectorId, &'a Step);
 
-/// Everything that carrying out a step takes.
+/// Everything that carrying out a plan takes.
 pub struct Applier<'a, O> {
-    /// Where.
-    pub orchestrator: &'a O,
-    /// The right to.
-    pub permit: Permit,
-    /// Specs and rejections.
-    pub prepared: &'a Prepared,
-    /// When to start nothing new.
-    pub stop: &'a Stop,
-    /// Connectors at a time.
-    pub concurrency: usize,
+    pub(crate) orchestrator: &'a O,
+    pub(crate) platform: PlatformKind,
+    pub(crate) permit: Permit,
+    pub(crate) prepared: &'a Prepared,
+    /// Which part of the log of a workload that goes is wanted, by connector.
+    pub(crate) last_logs: &'a BTreeMap<ConnectorId, LogRequest<'a>>,
+    pub(crate) stop: &'a Stop,
+    /// Connectors that are worked on at the same time.
+    pub(crate) concurrency: usize,
 }
 
 impl<O: Orchestrator> Applier<'_, O> {
@@ -100,7 +100,9 @@ impl<O: Orchestrator> Applier<'_, O> {
         if step.makes_workload() && spec.is_none() {
             return not_done("the pass ended before its values were decrypted");
         }
-        let done = self.orchestrator.execute(self.permit, step, spec, self.stop);
+        let last_log = self.last_logs.get(connector).filter(|_| step.takes_away().is_some());
+        let context = StepContext { spec, stop: self.stop, last_log };
+        let done = self.orchestrator.execute(self.permit, step, context);
         // One connector's fault must not end the others.
         let result = AssertUnwindSafe(done)
             .catch_unwind()
@@ -108,17 +110,23 @@ impl<O: Orchestrator> Applier<'_, O> {
             .unwrap_or_else(|_| Err(StepError::Internal("the step panicked".to_owned())));
         let took = begun.elapsed();
         match &result {
-            Ok(_) => tracing::info!(%connector, step = step.word(), ms = took.as_millis(), "done"),
+            Ok(_) => {
+                tracing::info!(platform = self.platform.label(), %connector, step = step.word(), ms = took.as_millis(), "done")
+            }
             Err(error) => {
-                tracing::error!(%connector, step = step.word(), %error, cure = error.cure(), "failed");
+                let cure = error.cure().on(self.platform);
+                tracing::error!(platform = self.platform.label(), %connector, step = step.word(), %error, cure, "failed");
             }
         }
-        Outcome { result, took }
+        match result {
+            Ok(Executed { handle, last_log }) => Outcome { result: Ok(handle), last_log, took },
+            Err(error) => Outcome { result: Err(error), last_log: None, took },
+        }
     }
 }
 
 fn not_done(why: &'static str) -> Outcome {
-    Outcome { result: Err(StepError::Stopped(why)), took: Duration::ZERO }
+    Outcome { result: Err(StepError::Stopped(why)), last_log: None, took: Duration::ZERO }
 }
 
 /// Entries of one connector stand together in a plan.

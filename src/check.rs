@@ -1,29 +1,31 @@
-//! `check`: can a pass work? A table of green and red lines; nothing is written anywhere.
+//! `check`: can a pass work? A table of green and red lines for every lane; nothing is written anywhere.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
+
+use serde::Serialize;
 
 use crate::cli::Output;
 use crate::config::{ConfigError, Settings};
 use crate::desired::{self, Desired};
 use crate::exit;
+use crate::manager::Manager;
 use crate::memory::Memory;
-use crate::model::VariableValue;
+use crate::model::{PlatformKind, VariableValue};
 use crate::orchestrator::docker::Docker;
 use crate::orchestrator::kubernetes::Kubernetes;
-use crate::orchestrator::{Orchestrator, OrchestratorError, OrchestratorSettings};
-use crate::platform::{OpenCti, Platform, PlatformError, envelope};
+use crate::orchestrator::{Orchestrator, OrchestratorError, OrchestratorSettings, Owner};
+use crate::pass::lane::LaneSettings;
+use crate::platform::{self, Capability, Need, Platform, PlatformError, Registrant, envelope};
 use crate::progress::Progress;
-use crate::report::{SCHEMA_VERSION, on_one_line, printable};
+use crate::report::{SCHEMA_VERSION, columns, on_one_line, printable};
 use crate::stop::{Cause, Stop};
-use serde::Serialize;
-
-/// What a manager's user needs (contracts 1.3).
-const CAPABILITIES: [&str; 3] = ["CONNECTORAPI", "SETTINGS_SETACCESSES", "MODULES"];
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
 pub(crate) struct Line {
+    /// `None` for what all lanes share.
+    lane: Option<PlatformKind>,
     verdict: Verdict,
     what: &'static str,
     detail: String,
@@ -34,88 +36,123 @@ pub(crate) struct Line {
 enum Verdict {
     Good,
     Bad,
-    /// Could not be told, or deserves a look.
+    /// It could not be told, or deserves a look.
     Open,
 }
 
-#[derive(Default)]
-struct Lines(Vec<Line>, Vec<u8>);
+/// Lines about one lane, or about what all share, and the exit codes that a pass would have for the bad ones.
+struct Lines {
+    lane: Option<PlatformKind>,
+    lines: Vec<Line>,
+    codes: Vec<u8>,
+}
 
 impl Lines {
+    fn about(lane: Option<PlatformKind>) -> Self {
+        Self { lane, lines: vec![], codes: vec![] }
+    }
+
+    fn push(&mut self, verdict: Verdict, what: &'static str, detail: String) {
+        self.lines.push(Line { lane: self.lane, verdict, what, detail });
+    }
+
     fn good(&mut self, what: &'static str, detail: impl Into<String>) {
-        self.0.push(Line { verdict: Verdict::Good, what, detail: detail.into() });
+        self.push(Verdict::Good, what, detail.into());
     }
 
     fn open(&mut self, what: &'static str, detail: impl Into<String>) {
-        self.0.push(Line { verdict: Verdict::Open, what, detail: detail.into() });
+        self.push(Verdict::Open, what, detail.into());
     }
 
     fn bad(&mut self, what: &'static str, code: u8, detail: String) {
-        self.0.push(Line { verdict: Verdict::Bad, what, detail });
-        self.1.push(code);
+        self.push(Verdict::Bad, what, detail);
+        self.codes.push(code);
     }
 
     fn orchestrator(&mut self, what: &'static str, error: &OrchestratorError) {
-        self.bad(what, exit::ORCHESTRATOR, format!("{error}; {}", error.cure()));
+        let cure = self.lane.map(|lane| error.cure().on(lane)).unwrap_or_default();
+        self.bad(what, exit::ORCHESTRATOR, format!("{error}; {cure}"));
     }
 
     fn platform(&mut self, what: &'static str, error: &PlatformError) {
-        self.bad(what, exit::PLATFORM, format!("{error}; {}", error.cure()));
+        let cure = self.lane.map(|lane| error.cure().on(lane)).unwrap_or_default();
+        self.bad(what, exit::PLATFORM, format!("{error}; {cure}"));
+    }
+
+    fn extend(&mut self, other: Self) {
+        self.lines.extend(other.lines);
+        self.codes.extend(other.codes);
     }
 }
 
 /// The lines for a configuration that cannot be used.
 pub(crate) fn configuration_problems(error: &ConfigError) -> Vec<Line> {
-    let line = |problem: &crate::config::Problem| Line {
-        verdict: Verdict::Bad,
-        what: "configuration",
-        detail: problem.to_string(),
-    };
-    error.0.iter().map(line).collect()
+    let mut lines = Lines::about(None);
+    for problem in &error.0 {
+        lines.push(Verdict::Bad, "configuration", problem.to_string());
+    }
+    lines.lines
 }
 
 /// Looks at everything that a pass needs. Gives the lines and the exit code that a pass would have for the gravest.
-pub(crate) async fn check(settings: Arc<Settings>, stop: &Stop) -> (Vec<Line>, u8) {
-    let mut lines = Lines::default();
-    lines.good("configuration", format!("manager {} ({})", settings.manager.id, settings.manager.name));
-    for notice in &settings.notices {
-        lines.open("configuration", notice.message.clone());
+pub(crate) async fn check(settings: Settings, stop: &Stop) -> (Vec<Line>, u8) {
+    let Settings { manager, limits, lanes, notices, .. } = settings;
+    let mut lines = Lines::about(None);
+    lines.good("configuration", format!("manager {} ({})", manager.id, manager.name));
+    for notice in notices {
+        lines.open("configuration", notice.message);
     }
-    let key = &settings.manager.key;
+    let key = &manager.key;
     lines.good("key", format!("RSA {}, fingerprint {}", key.modulus_bytes() * 8, key.fingerprint));
+    let manager = Arc::new(manager);
+    let looking = lanes.into_iter().map(|settings| lane(Arc::clone(&manager), settings, limits.concurrency, stop));
+    for looked in futures_util::future::join_all(looking).await {
+        lines.extend(looked);
+    }
+    let code = exit::worst(lines.codes.iter().copied());
+    (lines.lines, code)
+}
+
+async fn lane(manager: Arc<Manager>, settings: LaneSettings, concurrency: usize, stop: &Stop) -> Lines {
+    let kind = settings.platform.kind;
+    let mut lines = Lines::about(Some(kind));
     tokio::select! {
         biased;
-        () = both_sides(&settings, stop, &mut lines) => {}
+        () = both_sides(&manager, &settings, concurrency, stop, &mut lines) => {}
         () = stop.stopped() => {
             let cause = stop.cause().unwrap_or(Cause::Deadline);
             lines.bad("check", cause.exit_code(), format!("ended early: {}", cause.as_str()));
         }
     }
-    let code = exit::worst(lines.1.iter().copied());
-    (lines.0, code)
+    lines
 }
 
-async fn both_sides(settings: &Arc<Settings>, stop: &Stop, lines: &mut Lines) {
-    let platform = OpenCti::new(&settings.lanes[0].platform, &settings.manager, 1, stop.clone());
+async fn both_sides(
+    manager: &Arc<Manager>,
+    settings: &LaneSettings,
+    concurrency: usize,
+    stop: &Stop,
+    lines: &mut Lines,
+) {
+    let platform = platform::connect(&settings.platform, manager, 1, stop.clone());
     let asked = tokio::task::spawn_blocking({
-        let settings = Arc::clone(settings);
-        move || ask(&platform, &settings)
+        let manager = Arc::clone(manager);
+        move || ask(platform.as_ref(), &manager)
     });
     let mut desired = Desired::default();
     match asked.await {
         Ok((asked, listed)) => {
-            lines.0.extend(asked.0);
-            lines.1.extend(asked.1);
+            lines.extend(asked);
             desired = listed;
         }
         Err(lost) => lines.bad("platform", exit::PLATFORM, lost.to_string()),
     }
-    orchestrator(settings, &desired, stop, lines).await;
+    orchestrator(manager, settings, concurrency, &desired, stop, lines).await;
 }
 
 /// Everything about the platform. Blocks its thread.
-fn ask(platform: &OpenCti, settings: &Settings) -> (Lines, Desired) {
-    let mut lines = Lines::default();
+fn ask(platform: &dyn Platform, manager: &Manager) -> (Lines, Desired) {
+    let mut lines = Lines::about(Some(platform.kind()));
     match platform.version() {
         Ok(version) => {
             lines.good("platform", format!("{} version {version}", platform.url()));
@@ -128,7 +165,9 @@ fn ask(platform: &OpenCti, settings: &Settings) -> (Lines, Desired) {
         }
     }
     capabilities(platform, &mut lines);
-    registration(platform, settings, &mut lines);
+    if !registration(platform, &mut lines) {
+        return (lines, Desired::default());
+    }
     let desired = match platform.pull() {
         Ok(listing) => desired::read(listing),
         Err(error) => {
@@ -136,7 +175,8 @@ fn ask(platform: &OpenCti, settings: &Settings) -> (Lines, Desired) {
             return (lines, Desired::default());
         }
     };
-    lines.good("connectors", format!("{} listed (OpenCTI issues tokens for those that have none)", desired.listed()));
+    let notice = platform.listing_notice().map(|notice| format!(" ({notice})")).unwrap_or_default();
+    lines.good("connectors", format!("{} listed{notice}", desired.listed()));
     for rejected in desired.rejected.values() {
         let detail = format!("{} ({}): {}", rejected.title, rejected.id, rejected.reason);
         lines.bad("connectors", exit::CONNECTOR_FAILED, detail);
@@ -144,26 +184,23 @@ fn ask(platform: &OpenCti, settings: &Settings) -> (Lines, Desired) {
     for why in &desired.unidentified {
         lines.bad("connectors", exit::CONNECTOR_FAILED, why.clone());
     }
-    decryption(&desired, settings, &mut lines);
+    decryption(&desired, manager, &mut lines);
     (lines, desired)
 }
 
-fn capabilities(platform: &OpenCti, lines: &mut Lines) {
+fn capabilities(platform: &dyn Platform, lines: &mut Lines) {
     match platform.capabilities() {
-        Ok(Some(has)) => {
-            let bypass = has.iter().any(|capability| capability.contains("BYPASS"));
-            for wanted in CAPABILITIES {
-                // The platform itself compares by substring (contracts 1.3).
-                if bypass || has.iter().any(|capability| capability.contains(wanted)) {
-                    lines.good("capability", wanted);
-                } else if wanted == "MODULES" {
-                    lines.open(
-                        "capability",
-                        "MODULES is missing: the registered manager cannot be named; a pass works without",
-                    );
-                } else {
-                    let cure = "give it to the role of the token's user";
-                    lines.bad("capability", exit::PLATFORM, format!("{wanted} is missing; {cure}"));
+        Ok(Some(capabilities)) => {
+            for Capability { name, granted, need } in capabilities {
+                match need {
+                    _ if granted => lines.good("capability", name),
+                    Need::Always => {
+                        let cure = "give it to the role of the token's user";
+                        lines.bad("capability", exit::PLATFORM, format!("{name} is missing; {cure}"));
+                    }
+                    Need::Useful { without } => {
+                        lines.open("capability", format!("{name} is missing: {without}; a pass works without"));
+                    }
                 }
             }
         }
@@ -172,29 +209,31 @@ fn capabilities(platform: &OpenCti, lines: &mut Lines) {
     }
 }
 
-fn registration(platform: &OpenCti, settings: &Settings, lines: &mut Lines) {
-    match platform.managers() {
-        Ok(managers) if managers.is_empty() => lines.good("registration", "no manager yet; the first pass registers"),
-        Ok(managers) => {
-            let ours = format!("(id {})", settings.manager.id);
-            match managers.iter().find(|manager| manager.ends_with(&ours)) {
-                Some(_) => lines.good("registration", "this manager is registered"),
-                None => {
-                    let detail = format!(
-                        "the platform has {} already and accepts one only; set MANAGER__ID to that id to take its place",
-                        managers.join(", ")
-                    );
-                    lines.bad("registration", exit::PLATFORM, detail);
-                }
-            }
+/// False when the list cannot be had before a pass has registered.
+fn registration(platform: &dyn Platform, lines: &mut Lines) -> bool {
+    match platform.registrant(false) {
+        Ok(Registrant::Nobody) => {
+            lines.good("registration", "no manager yet; the first pass registers");
+            return !platform.lists_for_registered_only();
         }
-        Err(error @ PlatformError::Forbidden { .. }) => lines.open("registration", error.to_string()),
-        Err(error) => lines.platform("registration", &error),
+        Ok(Registrant::Ours) => lines.good("registration", "this manager is registered"),
+        Ok(Registrant::Other(other)) => {
+            let detail = format!(
+                "the platform has {other} already and accepts one only; set MANAGER__ID to that id to take its place"
+            );
+            lines.bad("registration", exit::PLATFORM, detail);
+        }
+        Ok(Registrant::Unknown(why)) => lines.open("registration", why),
+        Err(error) => {
+            lines.platform("registration", &error);
+            return !platform.lists_for_registered_only();
+        }
     }
+    true
 }
 
 /// Opens one envelope, the first there is.
-fn decryption(desired: &Desired, settings: &Settings, lines: &mut Lines) {
+fn decryption(desired: &Desired, manager: &Manager, lines: &mut Lines) {
     let mut envelopes = desired.connectors.values().flat_map(|connector| {
         connector.variables.iter().filter_map(move |variable| match &variable.value {
             VariableValue::Encrypted(envelope) => Some((connector, &variable.name, envelope)),
@@ -205,7 +244,7 @@ fn decryption(desired: &Desired, settings: &Settings, lines: &mut Lines) {
         lines.open("decryption", "no connector has a secret yet, so there is nothing to try the key on");
         return;
     };
-    match envelope::open(&settings.manager.key, envelope) {
+    match envelope::open(&manager.key, envelope) {
         Ok(_) => lines.good("decryption", format!("{name} of {} opens with this key", connector.title)),
         Err(error) => {
             let detail = format!("{name} of {}: {error}", connector.title);
@@ -214,26 +253,26 @@ fn decryption(desired: &Desired, settings: &Settings, lines: &mut Lines) {
     }
 }
 
-async fn orchestrator(settings: &Settings, desired: &Desired, stop: &Stop, lines: &mut Lines) {
-    let owner = crate::orchestrator::Owner {
-        manager: settings.manager.id.clone(),
-        platform: crate::model::PlatformKind::OpenCti,
-    };
-    match &settings.lanes[0].orchestrator {
+async fn orchestrator(
+    manager: &Manager,
+    settings: &LaneSettings,
+    concurrency: usize,
+    desired: &Desired,
+    stop: &Stop,
+    lines: &mut Lines,
+) {
+    let owner = Owner { manager: manager.id.clone(), platform: settings.platform.kind };
+    let registry = &settings.registry;
+    let place = settings.orchestrator.place();
+    match &settings.orchestrator {
         OrchestratorSettings::Docker(docker) => {
-            let connecting = Docker::connect(
-                docker,
-                owner,
-                &settings.lanes[0].registry,
-                settings.limits.concurrency,
-                Arc::new(Progress::nowhere()),
-            );
-            look_around("engine", "containers", connecting.await, settings, desired, lines).await;
+            let progress = Arc::new(Progress::nowhere());
+            let connecting = Docker::connect(docker, owner, registry, concurrency, progress);
+            look_around("engine", "containers", connecting.await, &place, desired, lines).await;
         }
         OrchestratorSettings::Kubernetes(kubernetes) => {
-            let connecting =
-                Kubernetes::connect(kubernetes, owner, &settings.lanes[0].registry, settings.limits.concurrency, stop);
-            look_around("cluster", "Deployments", connecting.await, settings, desired, lines).await;
+            let connecting = Kubernetes::connect(kubernetes, owner, registry, concurrency, stop);
+            look_around("cluster", "Deployments", connecting.await, &place, desired, lines).await;
         }
     }
 }
@@ -242,7 +281,7 @@ async fn look_around<O: Orchestrator>(
     what: &'static str,
     workloads: &str,
     connected: Result<O, OrchestratorError>,
-    settings: &Settings,
+    place: &str,
     desired: &Desired,
     lines: &mut Lines,
 ) {
@@ -250,7 +289,7 @@ async fn look_around<O: Orchestrator>(
         Ok(orchestrator) => orchestrator,
         Err(error) => return lines.orchestrator(what, &error),
     };
-    lines.good(what, format!("{} at {}", orchestrator.description(), settings.lanes[0].orchestrator.place()));
+    lines.good(what, format!("{} at {place}", orchestrator.description()));
     match orchestrator.permissions().await {
         Ok(permissions) => {
             let (granted, missing): (Vec<_>, Vec<_>) =
@@ -287,16 +326,30 @@ pub(crate) fn render(lines: &[Line], command: &str, code: u8, output: Output) ->
 
 /// Coloured on a terminal.
 fn table(lines: &[Line]) -> String {
-    let colour = std::io::stdout().is_terminal();
-    let mut text = String::new();
-    for line in lines {
-        let (word, code) = match line.verdict {
-            Verdict::Good => ("ok  ", 32),
-            Verdict::Bad => ("FAIL", 31),
-            Verdict::Open => ("note", 33),
-        };
-        let word = if colour { format!("\u{1b}[{code}m{word}\u{1b}[0m") } else { word.to_owned() };
-        text.push_str(&format!("{word}  {:<13}  {}\n", line.what, printable(&on_one_line(&line.detail))));
+    let rows: Vec<[String; 4]> = lines.iter().map(row).collect();
+    let text = printable(&columns(rows.iter()));
+    if !std::io::stdout().is_terminal() {
+        return text;
     }
-    text
+    let coloured = lines.iter().zip(text.lines()).map(|(line, text)| {
+        let (word, code) = line.verdict.word();
+        text.replacen(word, &format!("\u{1b}[{code}m{word}\u{1b}[0m"), 1) + "\n"
+    });
+    coloured.collect()
+}
+
+fn row(line: &Line) -> [String; 4] {
+    let lane = line.lane.map_or("-", PlatformKind::label);
+    [line.verdict.word().0.to_owned(), lane.to_owned(), line.what.to_owned(), on_one_line(&line.detail)]
+}
+
+impl Verdict {
+    /// The word for it, and its colour on a terminal.
+    fn word(self) -> (&'static str, u8) {
+        match self {
+            Self::Good => ("ok", 32),
+            Self::Bad => ("FAIL", 31),
+            Self::Open => ("note", 33),
+        }
+    }
 }

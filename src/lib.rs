@@ -4,6 +4,7 @@
 //! [`pass`] has the stages in order; decisions ([`desired`], [`plan`], [`render`], [`report`]) are pure.
 
 pub mod access;
+pub mod after_apply;
 pub mod apply;
 mod check;
 pub mod cli;
@@ -12,6 +13,7 @@ pub mod desired;
 pub mod exit;
 pub mod holder;
 pub mod key;
+pub mod log_cursor;
 pub mod log_lines;
 pub mod manager;
 pub mod memory;
@@ -27,7 +29,6 @@ pub mod render;
 pub mod report;
 pub mod restart_window;
 pub mod secret;
-pub mod settle;
 pub mod stop;
 pub mod telemetry;
 
@@ -104,12 +105,13 @@ fn run_pass(args: &PassArgs, command: pass::Command) -> u8 {
             tracing::info!("{}", notice.message);
         }
     }
-    let stop = Stop::after(settings.limits.deadline);
-    let report = with_runtime(&stop, pass::pass(Arc::new(settings), command, &stop, progress));
-    let report = match report {
+    let Settings { manager, limits, lanes, notices, .. } = settings;
+    let stop = Stop::after(limits.deadline);
+    let mut report = match with_runtime(&stop, pass::pass(manager, limits, lanes, command, &stop, progress)) {
         Ok(report) => report,
         Err(error) => return complain(&format!("the runtime cannot be started: {error}"), exit::ORCHESTRATOR),
     };
+    report.notices.extend(notices.into_iter().map(|notice| notice.message));
     exit::worst([report.exit_code, print(&render(&report, args.output))])
 }
 
@@ -120,7 +122,7 @@ fn run_check(args: &PassArgs) -> u8 {
         return exit::worst([exit::CONFIG, print(&check::render(&lines, "check", exit::CONFIG, args.output))]);
     };
     let stop = Stop::after(settings.limits.deadline);
-    match with_runtime(&stop, check::check(Arc::new(settings), &stop)) {
+    match with_runtime(&stop, check::check(settings, &stop)) {
         Ok((lines, code)) => exit::worst([code, print(&check::render(&lines, "check", code, args.output))]),
         Err(error) => complain(&format!("the runtime cannot be started: {error}"), exit::ORCHESTRATOR),
     }

@@ -56,7 +56,7 @@ impl Assembler {
 
     /// The lines, made fit to be shown. `secrets` are masked.
     #[must_use]
-    pub fn finish(mut self, secrets: &[&Secret]) -> Vec<String> {
+    pub fn finish(mut self, secrets: &[Secret]) -> Vec<String> {
         for partial in std::mem::take(&mut self.partial) {
             if !partial.is_empty() {
                 self.keep(partial);
@@ -90,7 +90,7 @@ impl Assembler {
 }
 
 /// What to look for: each line of each secret, the longest first, so that one within another leaves nothing behind.
-fn needles<'a>(secrets: &[&'a Secret]) -> Vec<&'a str> {
+fn needles(secrets: &[Secret]) -> Vec<&str> {
     let lines = secrets.iter().flat_map(|secret| secret.expose().lines());
     let mut needles: Vec<&str> = lines.map(str::trim).filter(|line| line.len() >= SECRET_MIN).collect();
     needles.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
@@ -155,7 +155,7 @@ mod tests {
         for (stream, piece) in pieces {
             assembler.push(*stream, piece);
         }
-        assembler.finish(&secrets.iter().collect::<Vec<_>>())
+        assembler.finish(&secrets)
     }
 
     #[test]

@@ -1,4 +1,6 @@
-//! The orchestrator: lock, observe, carry out steps, logs, memory. What every implementation offers, and how it fails.
+//! Where connectors run: lock, observe, carry out steps, logs, memory. What every orchestrator offers, and how it fails.
+//!
+//! What only one of them knows (its words, its cures, its variables) stands in its own folder.
 
 pub mod docker;
 pub mod kubernetes;
@@ -13,8 +15,9 @@ use jiff::Timestamp;
 use crate::access::Permit;
 use crate::desired::Desired;
 use crate::holder::Holder;
+use crate::log_cursor::{LogCursor, LogPart};
 use crate::memory::{ConnectorMemory, Memory};
-use crate::model::{ConnectorId, Handle, ManagerId, Observed, Phase, PlatformKind, Trouble, Vitals};
+use crate::model::{ConnectorId, Cure, Handle, ManagerId, Observed, Phase, PlatformKind, Trouble, Vitals};
 use crate::plan::Step;
 use crate::render::Spec;
 use crate::secret::Secret;
@@ -83,26 +86,23 @@ pub trait Orchestrator: Send + Sync + 'static {
         memory: &Memory,
     ) -> impl Future<Output = Result<Observation, OrchestratorError>> + Send;
 
-    /// Carries out one step; gives the workload that is there afterwards, if any. `spec` comes with the steps that make a
-    /// workload. When the pass has to stop within it, it ends early where nothing is lost by it, and fails.
+    /// Carries out one step. When the pass has to stop within it, it ends early where nothing is lost by that, and fails.
     fn execute(
         &self,
         permit: Permit,
         step: &Step,
-        spec: Option<&Spec>,
-        stop: &Stop,
-    ) -> impl Future<Output = Result<Option<Handle>, StepError>> + Send;
+        context: StepContext<'_>,
+    ) -> impl Future<Output = Result<Executed, StepError>> + Send;
 
     /// A closer look at one workload; `None` when it is gone.
     fn look(&self, handle: &Handle) -> impl Future<Output = Result<Option<Look>, OrchestratorError>> + Send;
 
-    /// The last `tail` lines of a workload's log, `secrets` masked.
+    /// A part of a workload's log, with the secrets masked.
     fn logs(
         &self,
         handle: &Handle,
-        tail: u32,
-        secrets: &[&Secret],
-    ) -> impl Future<Output = Result<Vec<String>, OrchestratorError>> + Send;
+        request: &LogRequest<'_>,
+    ) -> impl Future<Output = Result<LogRead, OrchestratorError>> + Send;
 
     /// Puts right what belongs to no single connector, where the observation shows that it is needed.
     fn mend(
@@ -122,6 +122,54 @@ pub trait Orchestrator: Send + Sync + 'static {
 
     /// Each permission that a pass needs, and whether it has it, in words. Empty where there is no such thing to ask.
     fn permissions(&self) -> impl Future<Output = Result<Vec<Permission>, OrchestratorError>> + Send;
+}
+
+/// What carrying out a step takes beside the step.
+#[derive(Debug, Clone, Copy)]
+pub struct StepContext<'a> {
+    /// Comes with the steps that make a workload.
+    pub spec: Option<&'a Spec>,
+    pub(crate) stop: &'a Stop,
+    /// Wanted of the workload that the step takes away, before it is gone for good.
+    pub(crate) last_log: Option<&'a LogRequest<'a>>,
+}
+
+/// What a step left.
+#[derive(Debug)]
+pub struct Executed {
+    /// The workload that is there afterwards, if any.
+    pub handle: Option<Handle>,
+    /// The last log of the workload that is gone, where it was wanted.
+    pub(crate) last_log: Option<Result<LogRead, OrchestratorError>>,
+}
+
+impl Executed {
+    /// A step that left this workload, and no log.
+    #[must_use]
+    pub fn leaving(handle: Handle) -> Self {
+        Self { handle: Some(handle), last_log: None }
+    }
+
+    /// A step after which there is no workload.
+    #[must_use]
+    pub fn leaving_nothing() -> Self {
+        Self { handle: None, last_log: None }
+    }
+}
+
+/// Which part of a log is wanted, and what must not be shown of it.
+#[derive(Debug, Clone)]
+pub struct LogRequest<'a> {
+    pub(crate) part: LogPart<'a>,
+    pub(crate) secrets: &'a [Secret],
+}
+
+/// A part of a log, fit to be shown.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LogRead {
+    pub(crate) lines: Vec<String>,
+    /// Where the next delivery begins; `None` where that was not asked for, or where nothing was ever written.
+    pub(crate) cursor: Option<LogCursor>,
 }
 
 /// Something that a pass has to be allowed to do.
@@ -185,7 +233,7 @@ pub enum OrchestratorError {
         /// The transport's words.
         why: String,
         /// What to do.
-        cure: &'static str,
+        cure: Cure,
     },
     /// Accepts no version of the API that this program speaks.
     #[error("{place} accepts none of the API versions that this program speaks: {why}")]
@@ -194,9 +242,13 @@ pub enum OrchestratorError {
         place: String,
         /// Its words.
         why: String,
+        /// What to do.
+        cure: Cure,
     },
     /// Another pass holds the lock.
-    #[error("another pass holds the lock of this manager on {place}: {holder}, since {since}, at most until {until}")]
+    #[error(
+        "another pass holds the lock of this manager and platform on {place}: {holder}, since {since}, at most until {until}"
+    )]
     Locked {
         /// Where.
         place: String,
@@ -207,7 +259,7 @@ pub enum OrchestratorError {
         /// When it expires.
         until: String,
         /// What to do.
-        cure: &'static str,
+        cure: Cure,
     },
     /// It refused something.
     #[error("{what} on {place}: {why}")]
@@ -219,17 +271,19 @@ pub enum OrchestratorError {
         /// Its words.
         why: String,
         /// What to do.
-        cure: &'static str,
+        cure: Cure,
     },
 }
 
 impl OrchestratorError {
     /// What the operator can do about it.
     #[must_use]
-    pub fn cure(&self) -> &'static str {
+    pub fn cure(&self) -> Cure {
         match self {
-            Self::Unreachable { cure, .. } | Self::Locked { cure, .. } | Self::Refused { cure, .. } => cure,
-            Self::Version { .. } => "upgrade the engine (20.10 or later), or this program",
+            Self::Unreachable { cure, .. }
+            | Self::Version { cure, .. }
+            | Self::Locked { cure, .. }
+            | Self::Refused { cure, .. } => *cure,
         }
     }
 }
@@ -244,23 +298,27 @@ pub enum StepError {
         image: String,
         /// The registry's words.
         why: String,
+        /// What to do.
+        cure: Cure,
     },
     /// The image is not there and must not be pulled.
     #[error("the image {image} is not on the engine, and the pull policy is Never")]
     NoImage {
         /// Which.
         image: String,
+        /// What to do.
+        cure: Cure,
     },
-    /// The API server could not do a part of the step.
+    /// A request that is part of the step failed.
     #[error(transparent)]
-    Api(#[from] OrchestratorError),
-    /// Its name belongs to something that is not ours.
-    #[error("the name {name} is taken by a {kind} that is not this connector's")]
+    Request(#[from] OrchestratorError),
+    /// Its name belongs to something that is not this connector's. Whatever the plan knew, it is a rejection by name.
+    #[error("the name {name} is taken by {owner}")]
     NameTaken {
-        /// Which.
+        /// The workload's name.
         name: String,
-        /// Of what kind.
-        kind: &'static str,
+        /// Whose it is, in words.
+        owner: String,
     },
     /// The old workload does not end, and two must never run at once.
     #[error("{what} after {waited_s} s")]
@@ -270,19 +328,25 @@ pub enum StepError {
         /// How long it was waited for.
         waited_s: u64,
     },
-    /// The engine refused a part of the step.
+    /// A part of the step was refused.
     #[error("{what}: {why}")]
-    Engine {
+    Refused {
         /// Which part.
         what: String,
-        /// The engine's words.
+        /// The orchestrator's words.
         why: String,
+        /// What to do.
+        cure: Cure,
     },
     /// A workload was made and does not start.
-    #[error("the container cannot be started: {why}")]
+    #[error("{what} cannot be started: {why}")]
     WontStart {
-        /// The engine's words.
+        /// The workload, in the orchestrator's word for it.
+        what: &'static str,
+        /// The orchestrator's words.
         why: String,
+        /// What to do.
+        cure: Cure,
     },
     /// A refresh failed and the old workload runs again.
     #[error("{cause}; the old one was kept")]
@@ -315,22 +379,19 @@ impl StepError {
 
     /// What the operator can do about it.
     #[must_use]
-    pub fn cure(&self) -> &'static str {
+    pub fn cure(&self) -> Cure {
         match self {
-            Self::Pull { .. } => {
-                "see that the image exists and that OPENCTI__DAEMON__REGISTRY__* has a login where one is needed"
-            }
-            Self::NoImage { .. } => "load the image, or set OPENCTI__DAEMON__DOCKER__IMAGE_PULL_POLICY=IfNotPresent",
+            Self::Pull { cure, .. }
+            | Self::NoImage { cure, .. }
+            | Self::Refused { cure, .. }
+            | Self::WontStart { cure, .. } => *cure,
             Self::RolledBack { cause } => cause.cure(),
-            Self::Api(error) => error.cure(),
-            Self::NameTaken { .. } => "give the connector another name on the platform, or take that one away",
-            Self::StillRunning { .. } => "the next pass goes on once it has ended; look at what keeps it",
-            Self::WontStart { .. } => "see that the image and its settings fit this engine; the next pass tries again",
-            Self::Engine { .. } | Self::RollbackFailed { .. } => {
-                "look at the container and into the engine's log; the next pass tries again"
-            }
-            Self::Stopped(_) => "the next pass goes on",
-            Self::Internal(_) => "report it, with the log",
+            Self::RollbackFailed { rollback, .. } => rollback.cure(),
+            Self::Request(error) => error.cure(),
+            Self::NameTaken { .. } => Cure("give the connector another name on the platform, or take that one away"),
+            Self::StillRunning { .. } => Cure("the next pass goes on once it has ended; look at what keeps it"),
+            Self::Stopped(_) => Cure("the next pass goes on"),
+            Self::Internal(_) => Cure("report it, with the log"),
         }
     }
 }

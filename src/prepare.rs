@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 use crate::desired::{Desired, Rejection};
@@ -26,9 +26,53 @@ pub struct Prepared {
 /// Opened envelopes by their ciphertext: equal ones are opened once.
 type Opened<'a> = HashMap<&'a str, Result<Secret, EnvelopeError>>;
 
+/// The bound on decryption that all lanes of a pass share: one envelope per core at a time, whoever it is for.
+#[derive(Debug, Clone)]
+pub struct Decryptors(Arc<Free>);
+
+#[derive(Debug)]
+struct Free {
+    cores: Mutex<usize>,
+    freed: Condvar,
+    all: usize,
+}
+
+impl Decryptors {
+    /// As many as this process may use cores.
+    #[must_use]
+    pub fn new() -> Self {
+        let all = thread::available_parallelism().map_or(1, usize::from);
+        Self(Arc::new(Free { cores: Mutex::new(all), freed: Condvar::new(), all }))
+    }
+
+    /// Runs `work` once there is a core for it.
+    fn run<T>(&self, work: impl FnOnce() -> T) -> T {
+        let Free { cores, freed, .. } = &*self.0;
+        let free = cores.lock().unwrap_or_else(PoisonError::into_inner);
+        *freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner) -= 1;
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        *cores.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        freed.notify_one();
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Default for Decryptors {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Decrypts and renders, on all cores. Blocks its thread. What a stopped pass does not get to has neither spec nor rejection.
 #[must_use]
-pub fn prepare(plan: &Plan, desired: &Desired, key: &ManagerKey, common: &Common<'_>, stop: &Stop) -> Prepared {
+pub fn prepare(
+    plan: &Plan,
+    desired: &Desired,
+    key: &ManagerKey,
+    common: &Common<'_>,
+    decryptors: &Decryptors,
+    stop: &Stop,
+) -> Prepared {
     let wanted = plan.steps().filter(|(_, step)| step.makes_workload()).map(|(entry, _)| &entry.connector);
     let connectors: Vec<_> = wanted.filter_map(|id| desired.connectors.get(id)).collect();
     let envelopes: BTreeSet<&str> = connectors
@@ -39,7 +83,7 @@ pub fn prepare(plan: &Plan, desired: &Desired, key: &ManagerKey, common: &Common
             VariableValue::Clear(_) => None,
         })
         .collect();
-    let opened = open_all(key, &envelopes.into_iter().collect::<Vec<_>>(), stop);
+    let opened = open_all(key, &envelopes.into_iter().collect::<Vec<_>>(), decryptors, stop);
     let mut prepared = Prepared::default();
     for connector in connectors {
         let is_open = |value: &VariableValue| match value {
@@ -63,7 +107,7 @@ pub fn prepare(plan: &Plan, desired: &Desired, key: &ManagerKey, common: &Common
 }
 
 /// Opens the envelopes on all cores, until the pass has to stop.
-fn open_all<'a>(key: &ManagerKey, envelopes: &[&'a str], stop: &Stop) -> Opened<'a> {
+fn open_all<'a>(key: &ManagerKey, envelopes: &[&'a str], decryptors: &Decryptors, stop: &Stop) -> Opened<'a> {
     let next = AtomicUsize::new(0);
     let opened = Mutex::new(Opened::with_capacity(envelopes.len()));
     let work = || {
@@ -71,11 +115,11 @@ fn open_all<'a>(key: &ManagerKey, envelopes: &[&'a str], stop: &Stop) -> Opened<
             if stop.cause().is_some() {
                 return;
             }
-            let clear = envelope::open(key, envelope);
+            let clear = decryptors.run(|| envelope::open(key, envelope));
             opened.lock().unwrap_or_else(PoisonError::into_inner).insert(*envelope, clear);
         }
     };
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(envelopes.len());
+    let threads = decryptors.0.all.min(envelopes.len());
     thread::scope(|scope| {
         for _ in 1..threads {
             scope.spawn(work);

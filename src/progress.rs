@@ -5,7 +5,6 @@ use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bollard::models::CreateImageInfo;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How often a bar moves while nothing is heard.
@@ -59,17 +58,11 @@ pub struct PullBar {
 }
 
 impl PullBar {
-    /// Takes one message of the engine.
-    pub fn layer(&self, info: &CreateImageInfo) {
-        let (Some(bar), Some(id), Some(detail)) = (&self.bar, &info.id, &info.progress_detail) else { return };
-        let bytes = |count: Option<i64>| count.and_then(|count| u64::try_from(count).ok());
-        let (Some(current), Some(total)) = (bytes(detail.current), bytes(detail.total)) else { return };
-        // Extraction counts again from zero: only the way down is shown.
-        if info.status.as_deref() != Some("Downloading") {
-            return;
-        }
+    /// Notes how many bytes of one layer have come so far.
+    pub fn layer(&self, id: &str, done: u64, total: u64) {
+        let Some(bar) = &self.bar else { return };
         let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        layers.insert(id.clone(), (current, total));
+        layers.insert(id.to_owned(), (done, total));
         let (done, all) = layers.values().fold((0, 0), |(done, all), (current, total)| (done + current, all + total));
         bar.set_length(all);
         bar.set_position(done);

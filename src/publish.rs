@@ -10,50 +10,73 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::access::Permit;
+use crate::after_apply::{WorkloadAfter, WorkloadsAfter};
 use crate::desired::{Desired, Rejection};
+use crate::log_cursor::{LogCursor, LogPart};
 use crate::memory::Memory;
-use crate::model::{Connector, ConnectorId, CurrentStatus, Handle, PlatformKind, VariableValue};
-use crate::orchestrator::Orchestrator;
-use crate::platform::{Health, Platform, PlatformError};
+use crate::model::{
+    Connector, ConnectorId, Cure, CurrentStatus, Handle, Observed, PlatformKind, VariableValue, Workload,
+};
+use crate::orchestrator::{LogRead, LogRequest, Orchestrator, OrchestratorError};
+use crate::platform::{Health, LogDelivery, Platform, PlatformError};
 use crate::render::{VARIABLE_HASH, names_a_secret};
-use crate::restart_window::Assessment;
+use crate::restart_window::{self, Assessment, LoopRule, Reading};
 use crate::secret::Secret;
-use crate::settle::{After, Afters};
 use crate::stop::Stop;
 
 /// Longest wait for one log: the engine may begin a stream and never end it.
 const LOG_TIMEOUT: Duration = Duration::from_secs(30);
+/// Deliveries that a platform keeps of an appended log (contracts 3): more than so many times the tail would push each other out.
+const KEPT: u32 = 10;
 /// Longest wait for an answer once the pass has to end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What to send for one connector.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Job {
-    /// Whose.
-    pub connector: ConnectorId,
+#[derive(Debug)]
+pub struct Publication {
+    pub(crate) connector: ConnectorId,
     /// When it differs from what the platform shows.
-    pub status: Option<CurrentStatus>,
+    pub(crate) status: Option<CurrentStatus>,
     /// When it runs, or is held for a reboot loop.
-    pub health: Option<Health>,
+    pub(crate) health: Option<Health>,
     /// The workload whose log to send, when it can have changed.
-    pub logs: Option<Handle>,
-    /// To be masked in it.
-    pub secrets: Vec<Secret>,
+    pub(crate) logs: Option<Handle>,
+    /// The last log of a workload that is gone, to be sent before.
+    pub(crate) last_log: Option<Result<LogRead, OrchestratorError>>,
+    /// How far its log was delivered before.
+    pub(crate) delivered: Option<LogCursor>,
+    /// To be masked in the log.
+    pub(crate) secrets: Vec<Secret>,
 }
 
 /// What could not be sent.
 #[derive(Debug)]
 pub struct Failure {
-    /// Whose.
-    pub connector: ConnectorId,
+    pub(crate) connector: ConnectorId,
     /// Status, health or logs.
-    pub what: &'static str,
-    /// Why.
-    pub error: String,
-    /// What to do.
-    pub cure: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) error: String,
+    pub(crate) cure: Cure,
     /// Whether the platform as a whole could not be used.
-    pub platform_gone: bool,
+    pub(crate) platform_gone: bool,
+}
+
+/// What became of publications.
+#[derive(Debug, Default)]
+pub struct Published {
+    pub(crate) sent: Sent,
+    pub(crate) failures: Vec<Failure>,
+    /// How far logs were delivered, for the next memory.
+    pub(crate) delivered: BTreeMap<ConnectorId, LogCursor>,
+}
+
+impl Published {
+    /// Adds what became of others.
+    pub fn add(&mut self, other: Self) {
+        self.sent = self.sent.and(other.sent);
+        self.failures.extend(other.failures);
+        self.delivered.extend(other.delivered);
+    }
 }
 
 /// How much was sent.
@@ -68,54 +91,92 @@ pub struct Sent {
 }
 
 impl Sent {
-    /// Both together.
+    /// The sums.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { status: self.status + other.status, health: self.health + other.health, logs: self.logs + other.logs }
     }
 }
 
+/// What decides which publications there are.
+#[derive(Debug, Clone, Copy)]
+pub struct State<'a> {
+    pub(crate) platform: PlatformKind,
+    pub(crate) desired: &'a Desired,
+    pub(crate) after: &'a WorkloadsAfter,
+    pub(crate) assessments: &'a BTreeMap<ConnectorId, Assessment>,
+    pub(crate) memory: &'a Memory,
+    pub(crate) now: Timestamp,
+}
+
 /// What to send for each listed connector that is `wanted`. Pure.
 #[must_use]
-pub fn jobs(
-    desired: &Desired,
-    afters: &Afters,
-    assessments: &BTreeMap<ConnectorId, Assessment>,
-    memory: &Memory,
-    now: Timestamp,
-    wanted: impl Fn(&ConnectorId) -> bool,
-) -> Vec<Job> {
+pub fn publications(state: State<'_>, wanted: impl Fn(&ConnectorId) -> bool) -> Vec<Publication> {
+    let desired = state.desired;
     let usable = desired.connectors.values().map(|connector| (&connector.id, Some(connector.shown), Some(connector)));
     // What the platform shows of an entry that cannot be read is not known, and so neither is what would be new to it.
     let rejected = desired.rejected.values().map(|rejected| {
         let unread = matches!(rejected.reason, Rejection::Unreadable { .. } | Rejection::ListedTwice);
         (&rejected.id, (!unread).then_some(rejected.shown), None)
     });
-    let listed = usable.chain(rejected).filter(|(id, ..)| wanted(id) && !afters.is_unknown(id));
+    let listed = usable.chain(rejected).filter(|(id, ..)| wanted(id) && !state.after.is_unknown(id));
     listed
-        .filter_map(|(id, shown, connector)| {
-            let after = afters.states.get(id);
-            let up = after.is_some_and(|after| after.phase.is_up());
-            let status = if up { CurrentStatus::Started } else { CurrentStatus::Stopped };
-            let status = shown.is_some_and(|shown| shown != Some(status)).then_some(status);
-            // The log of a workload that is down and was not touched is on the platform already.
-            // Without its environment nobody knows what to mask in it.
-            let logs = after.filter(|after| !after.environment.is_empty());
-            let logs = logs.filter(|after| up || after.touched || status.is_some());
-            let held = memory.connectors.get(id).is_some_and(|connector| connector.held.is_some());
-            let job = Job {
-                connector: id.clone(),
-                status,
-                health: after.filter(|_| up || held).and_then(|after| health(after, assessments.get(id), held, now)),
-                logs: logs.map(|after| after.handle.clone()),
-                secrets: after.map(|after| secrets(connector, &after.environment)).unwrap_or_default(),
-            };
-            (job.status.is_some() || job.health.is_some() || job.logs.is_some()).then_some(job)
-        })
+        .map(|(id, shown, connector)| publication(state, id, shown, connector))
+        .filter(|one| one.status.is_some() || one.health.is_some() || one.logs.is_some())
         .collect()
 }
 
-fn health(after: &After, assessment: Option<&Assessment>, held: bool, now: Timestamp) -> Option<Health> {
+/// `shown`: what the platform shows of it, where that is known. `connector`: `None` for one that was rejected.
+fn publication(
+    state: State<'_>,
+    id: &ConnectorId,
+    shown: Option<Option<CurrentStatus>>,
+    connector: Option<&Connector>,
+) -> Publication {
+    let after = state.after.workloads.get(id);
+    let up = after.is_some_and(|after| after.phase.is_up());
+    let status = if up { CurrentStatus::Started } else { CurrentStatus::Stopped };
+    let status = shown.is_some_and(|shown| shown != Some(status)).then_some(status);
+    // The log of a workload that is down and was not touched is on the platform already.
+    // Without its environment nobody knows what to mask in it.
+    let logs = after.filter(|after| !after.environment.is_empty());
+    let logs = logs.filter(|after| up || after.touched || status.is_some());
+    let memory = state.memory.connectors.get(id);
+    let held = memory.is_some_and(|memory| memory.held.is_some());
+    let assessment = state.assessments.get(id);
+    Publication {
+        connector: id.clone(),
+        status,
+        health: after.filter(|_| up || held).and_then(|after| health(after, assessment, held, state.now)),
+        logs: logs.map(|after| after.handle.clone()),
+        last_log: None,
+        delivered: memory.and_then(|memory| memory.log.clone()),
+        secrets: after.map(|after| secrets(state.platform, connector, &after.environment)).unwrap_or_default(),
+    }
+}
+
+/// Health of the workloads that run, when the list could not be had: without it they would look dead on the platform after a
+/// few minutes, though it is the list alone that is broken.
+#[must_use]
+pub fn health_alone(observed: &Observed, memory: &Memory, rule: LoopRule, now: Timestamp) -> Vec<Publication> {
+    let ours = observed.workloads.iter().filter(|workload| workload.platform.is_some() && workload.phase.is_up());
+    let one = |workload: &Workload| {
+        let vitals = workload.vitals.as_ref()?;
+        let known = memory.connectors.get(&workload.connector).and_then(|connector| connector.window.as_ref());
+        let generation = vitals.generation.as_deref().unwrap_or(&workload.handle.0);
+        let (counter, backing_off) = (vitals.restarts, vitals.backing_off);
+        let reading = Reading { counter, generation, created: workload.created, backing_off };
+        let (_, assessment) = restart_window::observe(known, reading, 0, rule, now);
+        let started_at = vitals.started_at.unwrap_or(now);
+        let health = Some(Health { restarts: assessment.total, started_at, looping: assessment.looping });
+        let connector = workload.connector.clone();
+        let (status, logs, last_log, delivered, secrets) = (None, None, None, None, vec![]);
+        Some(Publication { connector, status, health, logs, last_log, delivered, secrets })
+    };
+    ours.filter_map(one).collect()
+}
+
+fn health(after: &WorkloadAfter, assessment: Option<&Assessment>, held: bool, now: Timestamp) -> Option<Health> {
     let vitals = after.vitals.as_ref()?;
     Some(Health {
         restarts: assessment.map_or(vitals.restarts, |assessment| assessment.total),
@@ -126,8 +187,12 @@ fn health(after: &After, assessment: Option<&Assessment>, held: bool, now: Times
 
 /// Values of a workload's environment that must not be shown: what the platform encrypts, and what is named like a secret.
 /// Of a connector that was rejected it is not known what is encrypted: there it is all but what is known to be harmless.
-fn secrets(connector: Option<&Connector>, environment: &[(String, Secret)]) -> Vec<Secret> {
-    let harmless = [VARIABLE_HASH, PlatformKind::OpenCti.url_variable(), "CONNECTOR_NAME", "CONNECTOR_TYPE"];
+pub(crate) fn secrets(
+    platform: PlatformKind,
+    connector: Option<&Connector>,
+    environment: &[(String, Secret)],
+) -> Vec<Secret> {
+    let harmless = [VARIABLE_HASH, platform.url_variable(), "CONNECTOR_NAME", "CONNECTOR_TYPE"];
     let encrypted = |name: &str| {
         connector.map_or(!harmless.contains(&name), |connector| {
             let mut variables = connector.variables.iter();
@@ -153,90 +218,118 @@ fn secrets(connector: Option<&Connector>, environment: &[(String, Secret)]) -> V
 
 /// Everything that sending takes.
 pub struct Publisher<'a, O> {
-    /// Where the logs come from.
-    pub orchestrator: &'a O,
-    /// Where all goes.
-    pub platform: Arc<dyn Platform>,
-    /// The right to.
-    pub permit: Permit,
+    pub(crate) orchestrator: &'a O,
+    pub(crate) platform: Arc<dyn Platform>,
+    pub(crate) permit: Permit,
     /// Last lines of each log.
-    pub tail: u32,
-    /// Connectors at a time.
-    pub concurrency: usize,
+    pub(crate) tail: u32,
+    /// Connectors that are served at the same time.
+    pub(crate) concurrency: usize,
     /// When to leave the rest to the next pass.
-    pub stop: &'a Stop,
+    pub(crate) stop: &'a Stop,
+}
+
+/// The part of a log that a platform gets, which either replaces what it shows or is added to it.
+#[must_use]
+pub fn log_part(delivery: LogDelivery, delivered: Option<&LogCursor>, tail: u32) -> LogPart<'_> {
+    match delivery {
+        LogDelivery::Replace => LogPart::Last(tail),
+        LogDelivery::Append => LogPart::New { after: delivered, first: tail, most: tail.saturating_mul(KEPT) },
+    }
 }
 
 impl<O: Orchestrator> Publisher<'_, O> {
-    /// Sends all jobs. A stopped pass still sends statuses: they tell what it did.
-    pub async fn publish(&self, jobs: Vec<Job>) -> (Sent, Vec<Failure>) {
+    /// Sends all publications. A stopped pass still sends statuses: they tell what it did.
+    pub async fn publish(&self, publications: Vec<Publication>) -> Published {
         let gone = AtomicBool::new(false);
-        let sending = jobs.into_iter().map(|job| self.send(job, &gone));
+        let sending = publications.into_iter().map(|one| self.send(one, &gone));
         let all = futures_util::stream::iter(sending).buffer_unordered(self.concurrency).collect::<Vec<_>>().await;
-        let mut sent = Sent::default();
-        let mut failures = Vec::new();
-        for (one, mut failed) in all {
-            sent = sent.and(one);
-            failures.append(&mut failed);
+        let mut published = Published::default();
+        for one in all {
+            published.add(one);
         }
-        failures.sort_by(|a, b| a.connector.cmp(&b.connector));
-        (sent, failures)
+        published.failures.sort_by(|a, b| a.connector.cmp(&b.connector));
+        published
     }
 
-    async fn send(&self, job: Job, gone: &AtomicBool) -> (Sent, Vec<Failure>) {
-        let mut sent = Sent::default();
-        let mut failures = Vec::new();
+    async fn send(&self, mut publication: Publication, gone: &AtomicBool) -> Published {
+        let mut published = Published::default();
         let stopped = self.stop.cause().is_some();
-        let Job { connector, status, health, logs, secrets } = job;
-        if let Some(health) = health.filter(|_| !stopped) {
+        let connector = publication.connector.clone();
+        if let Some(health) = publication.health.take().filter(|_| !stopped) {
             let call =
                 move |platform: &dyn Platform, permit, id: &ConnectorId| platform.set_health(permit, id, &health);
-            sent.health += usize::from(self.call(&connector, "health", gone, &mut failures, call).await);
+            published.sent.health +=
+                usize::from(self.call(&connector, "health", gone, &mut published.failures, call).await);
         }
-        if let Some(handle) = logs.filter(|_| !stopped && self.tail > 0) {
-            sent.logs += usize::from(self.send_logs(&connector, &handle, &secrets, gone, &mut failures).await);
+        if !stopped && self.tail > 0 {
+            self.send_logs(&mut publication, gone, &mut published).await;
         }
-        if let Some(status) = status {
+        if let Some(status) = publication.status {
             let call = move |platform: &dyn Platform, permit, id: &ConnectorId| platform.set_status(permit, id, status);
-            sent.status += usize::from(self.call(&connector, "status", gone, &mut failures, call).await);
+            published.sent.status +=
+                usize::from(self.call(&connector, "status", gone, &mut published.failures, call).await);
         }
-        (sent, failures)
+        published
     }
 
-    async fn send_logs(
+    async fn send_logs(&self, publication: &mut Publication, gone: &AtomicBool, published: &mut Published) {
+        let connector = publication.connector.clone();
+        let mut lines = Vec::new();
+        let mut cursor = None;
+        let last = publication.last_log.take();
+        let current = match &publication.logs {
+            Some(handle) => self.read_log(&connector, handle, publication, &mut published.failures).await,
+            None => None,
+        };
+        for read in last.into_iter().chain(current) {
+            match read {
+                Ok(read) => {
+                    lines.extend(read.lines);
+                    cursor = read.cursor.or(cursor);
+                }
+                Err(error) => {
+                    let (cure, error) = (error.cure(), error.to_string());
+                    let connector = connector.clone();
+                    published.failures.push(Failure { connector, what: "logs", error, cure, platform_gone: false });
+                }
+            }
+        }
+        let nothing = match self.platform.log_delivery() {
+            LogDelivery::Replace => lines.is_empty(),
+            // The platform drops blank entries itself (contracts 3).
+            LogDelivery::Append => lines.iter().all(|line| line.trim().is_empty()),
+        };
+        if !nothing {
+            let call = move |platform: &dyn Platform, permit, id: &ConnectorId| platform.set_logs(permit, id, &lines);
+            if !self.call(&connector, "logs", gone, &mut published.failures, call).await {
+                return;
+            }
+            published.sent.logs += 1;
+        }
+        if let Some(cursor) = cursor.filter(|cursor| publication.delivered.as_ref() != Some(cursor)) {
+            published.delivered.insert(connector, cursor);
+        }
+    }
+
+    /// `None`: no answer came in time, which is a failure already.
+    async fn read_log(
         &self,
         connector: &ConnectorId,
         handle: &Handle,
-        secrets: &[Secret],
-        gone: &AtomicBool,
+        publication: &Publication,
         failures: &mut Vec<Failure>,
-    ) -> bool {
-        let secrets: Vec<&Secret> = secrets.iter().collect();
-        let reading = tokio::time::timeout(LOG_TIMEOUT, self.orchestrator.logs(handle, self.tail, &secrets));
-        let Some(Ok(read)) = self.patiently(reading).await else {
-            let error = format!("the log of {handle} did not come within {} s", LOG_TIMEOUT.as_secs());
-            let (connector, cure) = (connector.clone(), "see what keeps the engine, or the node, from giving it");
-            failures.push(Failure { connector, what: "logs", error, cure, platform_gone: false });
-            return false;
-        };
-        match read {
-            Ok(lines) if lines.is_empty() => false,
-            Ok(lines) => {
-                let call =
-                    move |platform: &dyn Platform, permit, id: &ConnectorId| platform.set_logs(permit, id, &lines);
-                self.call(connector, "logs", gone, failures, call).await
-            }
-            Err(error) => {
-                failures.push(Failure {
-                    connector: connector.clone(),
-                    what: "logs",
-                    error: error.to_string(),
-                    cure: error.cure(),
-                    platform_gone: false,
-                });
-                false
-            }
+    ) -> Option<Result<LogRead, OrchestratorError>> {
+        let part = log_part(self.platform.log_delivery(), publication.delivered.as_ref(), self.tail);
+        let request = LogRequest { part, secrets: &publication.secrets };
+        let reading = tokio::time::timeout(LOG_TIMEOUT, self.orchestrator.logs(handle, &request));
+        if let Some(Ok(read)) = self.patiently(reading).await {
+            return Some(read);
         }
+        let error = format!("the log of {handle} did not come within {} s", LOG_TIMEOUT.as_secs());
+        let (connector, cure) = (connector.clone(), Cure("see what keeps the engine, or the node, from giving it"));
+        failures.push(Failure { connector, what: "logs", error, cure, platform_gone: false });
+        None
     }
 
     /// One call on a thread that may block. After the platform went away, the rest is not even tried.
@@ -256,7 +349,7 @@ impl<O: Orchestrator> Publisher<'_, O> {
             platform_gone,
         };
         if gone.load(Ordering::Relaxed) {
-            failures.push(failure("not sent: the platform went away".to_owned(), "the next pass sends it", true));
+            failures.push(failure("not sent: the platform went away".to_owned(), Cure("the next pass sends it"), true));
             return false;
         }
         let (platform, permit, id) = (Arc::clone(&self.platform), self.permit, connector.clone());
@@ -265,7 +358,7 @@ impl<O: Orchestrator> Publisher<'_, O> {
             gone.store(true, Ordering::Relaxed);
             failures.push(failure(
                 "no answer came before the pass had to end".to_owned(),
-                "the next pass sends it",
+                Cure("the next pass sends it"),
                 true,
             ));
             return false;
@@ -277,12 +370,13 @@ impl<O: Orchestrator> Publisher<'_, O> {
                 if platform_gone {
                     gone.store(true, Ordering::Relaxed);
                 }
-                tracing::error!(%connector, what, %error, cure = error.cure(), "cannot be published");
+                let (kind, cure) = (self.platform.kind(), error.cure().on(self.platform.kind()));
+                tracing::error!(platform = kind.label(), %connector, what, %error, cure, "cannot be published");
                 failures.push(failure(error.to_string(), error.cure(), platform_gone));
                 false
             }
             Err(lost) => {
-                failures.push(failure(lost.to_string(), "report it, with the log", false));
+                failures.push(failure(lost.to_string(), Cure("report it, with the log"), false));
                 false
             }
         }

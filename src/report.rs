@@ -1,4 +1,4 @@
-//! The report: what a pass found, did and failed to do. Building and rendering are pure.
+//! The report: what each lane of a pass found, did and failed to do. Building and rendering are pure.
 
 mod table;
 
@@ -10,8 +10,8 @@ use serde::Serialize;
 use crate::apply::{Outcome, Outcomes};
 use crate::desired::Rejection;
 use crate::exit;
-use crate::model::{ConnectorId, PlatformKind, Trouble};
-use crate::orchestrator::OrchestratorError;
+use crate::model::{ConnectorId, Cure, PlatformKind, Trouble};
+use crate::orchestrator::{OrchestratorError, StepError};
 use crate::plan::{Decision, Entry, Plan, PruneRefusal, Step};
 use crate::platform::PlatformError;
 use crate::publish::{Failure, Sent};
@@ -19,118 +19,124 @@ use crate::restart_window::Assessment;
 use crate::stop::Cause;
 
 pub use table::table;
-pub(crate) use table::{on_one_line, printable};
+pub(crate) use table::{columns, on_one_line, printable};
 
-/// Version of the JSON report's form; grows when a field changes its meaning or goes.
-pub const SCHEMA_VERSION: u32 = 1;
+/// Version of the JSON report's form (fixtures/schemas); grows when a field changes its meaning or goes.
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Everything about one pass.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// [`SCHEMA_VERSION`].
-    pub schema_version: u32,
+    pub(crate) schema_version: u32,
     /// `run` or `plan`.
-    pub command: &'static str,
-    /// This pass's id; the same as in the log.
-    pub pass: String,
-    /// `MANAGER__ID`.
-    pub manager: String,
-    /// When it began.
-    pub started_at: Timestamp,
-    /// How long it took, in milliseconds.
-    pub took_ms: u64,
-    /// How long each stage took.
-    pub stages: Vec<Stage>,
-    /// The platforms that were served.
-    pub platforms: Vec<PlatformReport>,
-    /// Where connectors run.
-    pub orchestrator: OrchestratorReport,
-    /// Every decision and what became of it.
-    pub connectors: Vec<Line>,
-    /// How many of each.
-    pub counts: Counts,
-    /// Why removals were refused, if they were.
-    pub prune_refused: Option<PruneRefusal>,
-    /// What stopped the pass or a part of it.
-    pub errors: Vec<Fault>,
-    /// What an operator should know.
-    pub notices: Vec<String>,
-    /// See the README.
+    pub(crate) command: &'static str,
+    /// This pass's id, which its log and its locks carry as well.
+    pub(crate) pass: String,
+    pub(crate) manager: String,
+    pub(crate) started_at: Timestamp,
+    pub(crate) took_ms: u64,
+    /// One for each platform that was served, in the order of [`PlatformKind::ALL`].
+    pub(crate) lanes: Vec<LaneReport>,
+    /// The sums over all lanes.
+    pub(crate) counts: Counts,
+    /// What an operator should know of the configuration.
+    pub(crate) notices: Vec<String>,
+    /// The gravest code of all lanes.
     pub exit_code: u8,
+}
+
+/// Everything about one lane of a pass.
+#[derive(Debug, Serialize)]
+pub struct LaneReport {
+    pub(crate) lane: PlatformKind,
+    pub(crate) took_ms: u64,
+    pub(crate) stages: Vec<Stage>,
+    pub(crate) platform: PlatformReport,
+    pub(crate) orchestrator: OrchestratorReport,
+    /// Every decision and what became of it.
+    pub(crate) connectors: Vec<Line>,
+    pub(crate) counts: Counts,
+    /// Why removals were refused, if they were.
+    pub(crate) prune_refused: Option<PruneRefusal>,
+    /// What stopped the lane or a part of it.
+    pub(crate) errors: Vec<Fault>,
+    /// What an operator should know.
+    pub(crate) notices: Vec<String>,
+    pub(crate) exit_code: u8,
     #[serde(skip)]
     codes: Vec<u8>,
 }
 
-/// One stage's time.
+/// How long one stage took, in milliseconds.
 #[derive(Debug, Serialize)]
 pub struct Stage {
-    /// Its name, as design.md has it.
-    pub name: &'static str,
-    /// Milliseconds.
-    pub ms: u64,
+    /// As design.md names it.
+    pub(crate) name: &'static str,
+    pub(crate) ms: u64,
 }
 
-/// One platform.
+/// The platform of a lane, as far as the pass got to know it.
 #[derive(Debug, Serialize)]
 pub struct PlatformReport {
-    /// Which product.
-    pub kind: PlatformKind,
-    /// Where.
-    pub url: String,
-    /// Its version, once known.
-    pub version: Option<String>,
+    pub(crate) url: String,
+    pub(crate) version: Option<String>,
     /// What the registration check led to, in words.
-    pub registration: Option<String>,
-    /// Connectors in its list, once pulled.
-    pub listed: Option<usize>,
+    pub(crate) registration: Option<String>,
+    /// How many connectors its list holds.
+    pub(crate) listed: Option<usize>,
     /// What was sent to it.
-    pub sent: Sent,
+    pub(crate) sent: Sent,
 }
 
-/// Where connectors run.
+/// Where the connectors of a lane run, as far as the pass got to know it.
 #[derive(Debug, Serialize)]
 pub struct OrchestratorReport {
-    /// Where.
-    pub place: String,
-    /// What, with its version, once reached.
-    pub description: Option<String>,
-    /// Workloads of this manager, once observed.
-    pub workloads: Option<usize>,
+    pub(crate) place: String,
+    /// What it is, with its version.
+    pub(crate) description: Option<String>,
+    /// How many workloads of this manager and platform there are.
+    pub(crate) workloads: Option<usize>,
 }
 
 /// One decision and what became of it.
 #[derive(Debug, Serialize)]
 pub struct Line {
-    /// The decision.
     #[serde(flatten)]
-    pub entry: Entry,
-    /// What became of it.
-    pub result: LineResult,
+    pub(crate) entry: Entry,
+    pub(crate) result: LineResult,
     /// Why it failed or was rejected.
-    pub error: Option<String>,
-    /// What to do about it.
-    pub cure: Option<String>,
-    /// Milliseconds that a step took.
-    pub took_ms: Option<u64>,
+    pub(crate) error: Option<String>,
+    /// What to do about that.
+    pub(crate) cure: Option<String>,
+    /// How long a step took, in milliseconds.
+    pub(crate) took_ms: Option<u64>,
     /// Restarts over the workload's life, for what is up.
-    pub restarts: Option<u64>,
-    /// Whether it is in a reboot loop.
-    pub reboot_loop: bool,
+    pub(crate) restarts: Option<u64>,
+    pub(crate) reboot_loop: bool,
     /// What is wrong with its workload.
-    pub troubles: Vec<Trouble>,
+    pub(crate) troubles: Vec<TroubleReport>,
 }
 
-/// What a pass learned after its plan was made.
+/// Something wrong with a workload, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TroubleReport {
+    #[serde(flatten)]
+    pub(crate) trouble: Trouble,
+    pub(crate) cure: String,
+}
+
+/// What a lane knows once its plan was made, and perhaps carried out.
 #[derive(Debug, Clone, Copy)]
-pub struct Learned<'a> {
+pub struct PlanReport<'a> {
+    pub(crate) plan: &'a Plan,
     /// Connectors whose values cannot be used.
-    pub rejected: &'a BTreeMap<ConnectorId, Rejection>,
-    /// What became of the steps. `None`: nothing was to be done.
-    pub outcomes: Option<&'a Outcomes>,
+    pub(crate) rejected: &'a BTreeMap<ConnectorId, Rejection>,
+    /// What became of the steps. `None`: they were only to be shown.
+    pub(crate) outcomes: Option<&'a Outcomes>,
     /// The judgement on each workload that is up.
-    pub assessments: &'a BTreeMap<ConnectorId, Assessment>,
+    pub(crate) assessments: &'a BTreeMap<ConnectorId, Assessment>,
     /// What is wrong with the workloads.
-    pub troubles: &'a BTreeMap<ConnectorId, Vec<Trouble>>,
+    pub(crate) troubles: &'a BTreeMap<ConnectorId, Vec<Trouble>>,
 }
 
 /// What became of a decision.
@@ -154,35 +160,50 @@ pub enum LineResult {
 /// How many of each.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// Steps by word.
-    pub steps: BTreeMap<&'static str, usize>,
-    /// Connectors as they should be.
-    pub unchanged: usize,
-    /// Rejected connectors.
-    pub rejected: usize,
-    /// Failed steps.
-    pub failed: usize,
+    /// Steps that were done, or would be, by their word.
+    pub(crate) steps: BTreeMap<&'static str, usize>,
+    /// Connectors that are as they should be.
+    pub(crate) unchanged: usize,
+    pub(crate) rejected: usize,
+    /// Steps that failed.
+    pub(crate) failed: usize,
     /// Steps that were not begun.
-    pub not_done: usize,
-    /// Reboot loops.
-    pub reboot_loops: usize,
+    pub(crate) not_done: usize,
+    pub(crate) reboot_loops: usize,
+}
+
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        for (word, count) in &other.steps {
+            *self.steps.entry(word).or_default() += count;
+        }
+        self.unchanged += other.unchanged;
+        self.rejected += other.rejected;
+        self.failed += other.failed;
+        self.not_done += other.not_done;
+        self.reboot_loops += other.reboot_loops;
+    }
 }
 
 /// Something that went wrong, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fault {
     /// The connector, where it is one's.
-    pub connector: Option<ConnectorId>,
+    pub(crate) connector: Option<ConnectorId>,
     /// What went wrong, and where.
-    pub error: String,
+    pub(crate) error: String,
     /// What to do.
-    pub cure: String,
+    pub(crate) cure: String,
 }
 
 impl Report {
-    /// An empty report of a pass that begins.
+    /// The report of a pass whose lanes have ended.
     #[must_use]
-    pub fn new(command: &'static str, pass: &str, manager: &str, platform: PlatformReport, place: &str) -> Self {
+    pub fn new(command: &'static str, pass: &str, manager: &str, lanes: Vec<LaneReport>) -> Self {
+        let mut counts = Counts::default();
+        for lane in &lanes {
+            counts.add(&lane.counts);
+        }
         Self {
             schema_version: SCHEMA_VERSION,
             command,
@@ -190,8 +211,24 @@ impl Report {
             manager: manager.to_owned(),
             started_at: Timestamp::now(),
             took_ms: 0,
+            exit_code: exit::worst(lanes.iter().map(|lane| lane.exit_code)),
+            lanes,
+            counts,
+            notices: vec![],
+        }
+    }
+}
+
+impl LaneReport {
+    /// The report of a lane that begins.
+    #[must_use]
+    pub fn new(lane: PlatformKind, url: &str, place: &str) -> Self {
+        let (version, registration, listed) = (None, None, None);
+        Self {
+            lane,
+            took_ms: 0,
             stages: vec![],
-            platforms: vec![platform],
+            platform: PlatformReport { url: url.to_owned(), version, registration, listed, sent: Sent::default() },
             orchestrator: OrchestratorReport { place: place.to_owned(), description: None, workloads: None },
             connectors: vec![],
             counts: Counts::default(),
@@ -203,19 +240,12 @@ impl Report {
         }
     }
 
-    /// The platform of this pass.
-    pub fn platform(&mut self, change: impl FnOnce(&mut PlatformReport)) {
-        if let Some(platform) = self.platforms.first_mut() {
-            change(platform);
-        }
-    }
-
-    /// A platform could not be used.
+    /// The platform could not be used.
     pub fn platform_failed(&mut self, error: &PlatformError) {
         self.fault(exit::PLATFORM, None, error.to_string(), error.cure());
     }
 
-    /// An orchestrator could not be used.
+    /// The orchestrator could not be used.
     pub fn orchestrator_failed(&mut self, error: &OrchestratorError) {
         let code = match error {
             OrchestratorError::Locked { .. } => exit::LOCKED,
@@ -226,13 +256,13 @@ impl Report {
 
     /// The pass was told to stop.
     pub fn stopped(&mut self, cause: Cause) {
-        let cure = "the next pass goes on where this one stopped";
+        let cure = Cure("the next pass goes on where this one stopped");
         self.fault(cause.exit_code(), None, format!("the pass was ended early: {}", cause.as_str()), cure);
     }
 
-    /// Something of a connector could not be published or looked at.
-    pub fn connector_fault(&mut self, connector: &ConnectorId, error: String, cure: &str) {
-        self.fault(exit::CONNECTOR_FAILED, Some(connector.clone()), error, cure);
+    /// A workload could not be looked at after the steps.
+    pub fn not_seen(&mut self, connector: &ConnectorId, error: &OrchestratorError) {
+        self.fault(exit::CONNECTOR_FAILED, Some(connector.clone()), error.to_string(), error.cure());
     }
 
     /// Something could not be published.
@@ -245,39 +275,40 @@ impl Report {
     /// Entries of the list that could not even be identified.
     pub fn unidentified(&mut self, why: &str) {
         let error = format!("an entry of the platform's list cannot be used: {why}");
-        let cure = "look at the connectors on the platform; nothing is removed while one of them cannot be identified";
+        let cure =
+            Cure("look at the connectors on the platform; nothing is removed while one of them cannot be identified");
         self.fault(exit::CONNECTOR_FAILED, None, error, cure);
     }
 
-    fn fault(&mut self, code: u8, connector: Option<ConnectorId>, error: String, cure: &str) {
+    fn fault(&mut self, code: u8, connector: Option<ConnectorId>, error: String, cure: Cure) {
         self.codes.push(code);
-        self.errors.push(Fault { connector, error, cure: cure.to_owned() });
+        self.errors.push(Fault { connector, error, cure: cure.on(self.lane) });
     }
 
-    /// Takes over the plan: what was decided, and what became of it.
-    pub fn plan(&mut self, plan: &Plan, learned: Learned<'_>) {
-        let Learned { rejected, outcomes, assessments, troubles } = learned;
+    /// Takes over what was decided, and what became of it.
+    pub fn plan(&mut self, input: PlanReport<'_>) {
+        let PlanReport { plan, rejected, outcomes, assessments, troubles } = input;
         if let Some(refusal) = &plan.refusal {
             self.codes.push(exit::GUARD);
             self.prune_refused = Some(refusal.clone());
         }
         let mut told = BTreeSet::new();
         for (place, entry) in plan.entries.iter().enumerate() {
+            let outcome = outcomes.and_then(|outcomes| outcomes.get(&place));
             let late = match &entry.decision {
-                Decision::Step(_) => rejected.get(&entry.connector),
+                Decision::Step(_) => rejected.get(&entry.connector).cloned().or_else(|| rejection(outcome)),
                 _ => None,
             };
             if late.is_some() && !told.insert(&entry.connector) {
                 continue;
             }
-            let outcome = outcomes.and_then(|outcomes| outcomes.get(&place));
-            let mut line = line(entry, late, outcomes.is_some(), outcome);
+            let mut line = self.line(entry, late, outcomes.is_some(), outcome);
             if let Some(assessment) = assessments.get(&entry.connector) {
                 line.restarts = Some(assessment.total);
                 line.reboot_loop = assessment.looping;
             }
             if let Some(troubles) = troubles.get(&entry.connector) {
-                line.take_troubles(troubles);
+                line.take_troubles(troubles, self.lane);
             }
             self.count(&line);
             self.connectors.push(line);
@@ -311,58 +342,69 @@ impl Report {
         }
         self.exit_code = exit::worst(self.codes.iter().copied());
     }
+
+    /// `carried_out`: whether the plan was more than looked at. A step without an outcome was then left out.
+    fn line(&self, entry: &Entry, late: Option<Rejection>, carried_out: bool, outcome: Option<&Outcome>) -> Line {
+        let mut line = Line {
+            entry: entry.clone(),
+            result: LineResult::Unchanged,
+            error: None,
+            cure: None,
+            took_ms: None,
+            restarts: None,
+            reboot_loop: false,
+            troubles: vec![],
+        };
+        if let Some(rejection) = late {
+            line.entry.decision = Decision::Reject(rejection);
+        }
+        match &line.entry.decision {
+            Decision::Skip(_) => {}
+            Decision::Reject(rejection) => {
+                line.result = LineResult::Rejected;
+                line.error = Some(rejection.to_string());
+            }
+            Decision::Step(_) => match outcome {
+                None if carried_out => line.result = LineResult::NotDone,
+                None => line.result = LineResult::Planned,
+                Some(outcome) => {
+                    line.took_ms = u64::try_from(outcome.took.as_millis()).ok();
+                    line.result = match &outcome.result {
+                        Ok(_) => LineResult::Done,
+                        Err(StepError::Stopped(_)) => LineResult::NotDone,
+                        Err(_) => LineResult::Failed,
+                    };
+                    if let Err(error) = &outcome.result {
+                        line.error = Some(error.to_string());
+                        line.cure = Some(error.cure().on(self.lane));
+                    }
+                }
+            },
+        }
+        line
+    }
+}
+
+/// A name that somebody else took after this pass had looked rejects the connector, as it does from the next pass on.
+fn rejection(outcome: Option<&Outcome>) -> Option<Rejection> {
+    match &outcome?.result {
+        Err(StepError::NameTaken { name, owner }) => {
+            Some(Rejection::NameTaken { name: name.clone(), owner: owner.clone() })
+        }
+        _ => None,
+    }
 }
 
 impl Line {
     /// A connector that should run and cannot is a failed one. What a step did just now may yet come to run.
-    fn take_troubles(&mut self, troubles: &[Trouble]) {
+    fn take_troubles(&mut self, troubles: &[Trouble], lane: PlatformKind) {
         if matches!(self.entry.decision, Decision::Step(Step::Remove { .. })) {
             return;
         }
-        self.troubles = troubles.to_vec();
+        let report = |trouble: &Trouble| TroubleReport { trouble: trouble.clone(), cure: trouble.cure.on(lane) };
+        self.troubles = troubles.iter().map(report).collect();
         if self.result == LineResult::Unchanged && troubles.iter().any(|trouble| trouble.kind.blocks()) {
             self.result = LineResult::Failed;
         }
     }
-}
-
-/// `carried_out`: whether the plan was more than looked at. A step without an outcome was then left out.
-fn line(entry: &Entry, late: Option<&Rejection>, carried_out: bool, outcome: Option<&Outcome>) -> Line {
-    let mut line = Line {
-        entry: entry.clone(),
-        result: LineResult::Unchanged,
-        error: None,
-        cure: None,
-        took_ms: None,
-        restarts: None,
-        reboot_loop: false,
-        troubles: vec![],
-    };
-    if let Some(rejection) = late {
-        line.entry.decision = Decision::Reject(rejection.clone());
-    }
-    match &line.entry.decision {
-        Decision::Skip(_) => {}
-        Decision::Reject(rejection) => {
-            line.result = LineResult::Rejected;
-            line.error = Some(rejection.to_string());
-        }
-        Decision::Step(_) => match outcome {
-            None if carried_out => line.result = LineResult::NotDone,
-            None => line.result = LineResult::Planned,
-            Some(outcome) => {
-                line.took_ms = u64::try_from(outcome.took.as_millis()).ok();
-                line.result = match &outcome.result {
-                    Ok(_) => LineResult::Done,
-                    Err(crate::orchestrator::StepError::Stopped(_)) => LineResult::NotDone,
-                    Err(_) => LineResult::Failed,
-                };
-                if let Err(error) = &outcome.result {
-                    line.error = Some(error.to_string());
-                    line.cure = Some(error.cure().to_owned());
-                }
-            }
-        },
-    }
-    line
 }

@@ -54,25 +54,48 @@ struct Inner {
     signal: Mutex<Option<Cause>>,
     changed: Condvar,
     watch: watch::Sender<bool>,
+    /// Told of every signal as well.
+    children: Mutex<Vec<Stop>>,
 }
 
 impl Stop {
     /// Starts the clock.
     #[must_use]
     pub fn after(deadline: Duration) -> Self {
+        Self::until(Instant::now() + deadline)
+    }
+
+    fn until(deadline: Instant) -> Self {
         Self(Arc::new(Inner {
-            deadline: Instant::now() + deadline,
+            deadline,
             signal: Mutex::new(None),
             changed: Condvar::new(),
             watch: watch::Sender::new(false),
+            children: Mutex::new(vec![]),
         }))
+    }
+
+    /// One that ends with this one, and can also end alone.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        let child = Self::until(self.0.deadline);
+        let mut children = self.children();
+        if let Some(cause) = *self.lock() {
+            child.signal(cause);
+        }
+        children.push(child.clone());
+        child
     }
 
     /// Takes a signal. The first one counts.
     pub fn signal(&self, cause: Cause) {
+        let children = self.children();
         self.lock().get_or_insert(cause);
         self.0.changed.notify_all();
         self.0.watch.send_replace(true);
+        for child in children.iter() {
+            child.signal(cause);
+        }
     }
 
     /// Why nothing new may start, if so.
@@ -107,7 +130,33 @@ impl Stop {
         }
     }
 
+    fn children(&self) -> MutexGuard<'_, Vec<Stop>> {
+        self.0.children.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Cause>> {
         self.0.signal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Cause, Stop};
+
+    #[test]
+    fn a_signal_reaches_every_lane_and_what_one_lane_lost_stops_that_one_alone() {
+        let pass = Stop::after(Duration::from_mins(1));
+        let (one, other) = (pass.child(), pass.child());
+        one.signal(Cause::LockLost);
+        assert_eq!((one.cause(), other.cause(), pass.cause()), (Some(Cause::LockLost), None, None));
+        pass.signal(Cause::Terminate);
+        assert_eq!(
+            (one.cause(), other.cause()),
+            (Some(Cause::LockLost), Some(Cause::Terminate)),
+            "the first one counts"
+        );
+        assert_eq!(pass.child().cause(), Some(Cause::Terminate), "also for a lane that begins after it");
     }
 }

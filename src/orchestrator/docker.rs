@@ -2,6 +2,7 @@
 
 mod images;
 mod lock;
+mod logs;
 mod observe;
 mod record;
 mod replace;
@@ -12,35 +13,35 @@ use std::time::Duration;
 
 use bollard::errors::Error as EngineError;
 use bollard::query_parameters::{
-    LogsOptionsBuilder, RemoveContainerOptionsBuilder, RenameContainerOptionsBuilder, StartContainerOptions,
-    StopContainerOptions,
+    RemoveContainerOptionsBuilder, RenameContainerOptionsBuilder, StartContainerOptions, StopContainerOptions,
 };
 use bollard::{API_DEFAULT_VERSION, ClientVersion, Docker as Engine};
-use futures_util::StreamExt;
 
 use crate::access::Permit;
 use crate::desired::Desired;
 use crate::holder::Holder;
-use crate::log_lines::{Assembler, Stream};
 use crate::memory::Memory;
-use crate::model::{Handle, Phase};
-use crate::orchestrator::{Look, Observation, Orchestrator, OrchestratorError, Owner, Permission, Recalled, StepError};
+use crate::model::{Cure, Handle, Phase};
+use crate::orchestrator::{
+    Executed, LogRead, LogRequest, Look, Observation, Orchestrator, OrchestratorError, Owner, Permission, Recalled,
+    StepContext, StepError,
+};
 use crate::plan::{StartReason, Step};
 use crate::progress::Progress;
 use crate::render::docker::ContainerDefaults;
-use crate::render::{PullPolicy, Registry, Spec};
-use crate::secret::Secret;
-use crate::stop::Stop;
+use crate::render::{PullPolicy, Registry};
 use images::Images;
 
 /// Longest wait for the engine's first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait for the engine to begin an answer, in seconds: stopping a container can take its whole grace period.
 const ENGINE_TIMEOUT_S: u64 = 180;
-/// What to do about an engine that cannot be reached.
-const UNREACHABLE: &str = "see that the engine runs, that DOCKER_HOST names it, that DOCKER_TLS_VERIFY is set if it wants TLS, and that this user may use its socket";
-/// What to do about one that fails.
-const FAILED: &str = "look into the engine's log at this time; the next pass tries again";
+const UNREACHABLE: Cure = Cure(
+    "see that the engine runs, that DOCKER_HOST names it, that DOCKER_TLS_VERIFY is set if it wants TLS, and that this user may use its socket",
+);
+const FAILED: Cure = Cure("look into the engine's log at this time; the next pass tries again");
+const TOO_OLD: Cure = Cure("upgrade the engine (20.10 or later), or this program");
+const LOOK_AT_IT: Cure = Cure("look at the container and into the engine's log; the next pass tries again");
 /// Times that a renaming which the engine failed at is tried again.
 const RENAME_TRIES: usize = 2;
 /// Versions of the API to try, in order. 1.41 has all that is used here; engines from 29 on refuse what is older than 1.44,
@@ -209,7 +210,7 @@ async fn negotiate(endpoint: &Endpoint) -> Result<(Engine, String), Orchestrator
             Err(error) => return Err(unreachable(&error)),
         }
     }
-    Err(OrchestratorError::Version { place: place(endpoint), why: refusal })
+    Err(OrchestratorError::Version { place: place(endpoint), why: refusal, cure: TOO_OLD })
 }
 
 fn client(endpoint: &Endpoint, version: &ClientVersion) -> Result<Engine, EngineError> {
@@ -272,7 +273,7 @@ fn words(error: &EngineError) -> String {
 
 /// A step's part that failed.
 fn part(what: &'static str) -> impl FnOnce(EngineError) -> StepError {
-    move |error| StepError::Engine { what: format!("the container {what}"), why: words(&error) }
+    move |error| StepError::Refused { what: format!("the container {what}"), why: words(&error), cure: LOOK_AT_IT }
 }
 
 impl Orchestrator for Docker {
@@ -302,36 +303,34 @@ impl Orchestrator for Docker {
         self.observe_all(desired, memory).await
     }
 
-    async fn execute(
-        &self,
-        _: Permit,
-        step: &Step,
-        spec: Option<&Spec>,
-        stop: &Stop,
-    ) -> Result<Option<Handle>, StepError> {
-        let spec = || spec.ok_or_else(|| StepError::Internal(format!("a {} without a spec", step.word())));
+    async fn execute(&self, _: Permit, step: &Step, context: StepContext<'_>) -> Result<Executed, StepError> {
+        let spec = || context.spec.ok_or_else(|| StepError::Internal(format!("a {} without a spec", step.word())));
         match step {
-            Step::Deploy { name } => self.deploy(spec()?, name, stop).await.map(Some),
+            Step::Deploy { name } => self.deploy(spec()?, name, context.stop).await.map(Executed::leaving),
             Step::Refresh { old, old_name, old_up, name, start, .. } => {
                 let old = replace::Old { handle: old, name: old_name, up: *old_up };
-                self.refresh(spec()?, &old, name, *start, stop).await.map(Some)
+                self.refresh(spec()?, &old, name, *start, context).await
             }
             // Containers are replaced: nothing stands in the way of a refresh.
             Step::Recreate { .. } => Err(StepError::Internal("a container need not be recreated".to_owned())),
             Step::Rename { handle, to, .. } => {
-                self.rename(&handle.0, to).await.map_err(part("cannot be renamed"))?;
-                Ok(Some(handle.clone()))
+                if let Err(error) = self.rename(&handle.0, to).await {
+                    return Err(self.unnamed(to, error, "cannot be renamed").await);
+                }
+                Ok(Executed::leaving(handle.clone()))
             }
-            Step::Start { handle, reason } => self.begin(handle, *reason).await.map(|()| Some(handle.clone())),
+            Step::Start { handle, reason } => {
+                self.begin(handle, *reason).await.map(|()| Executed::leaving(handle.clone()))
+            }
             Step::Stop { handle } | Step::Hold { handle, .. } => {
                 self.stop(&handle.0).await.map_err(part("cannot be stopped"))?;
-                Ok(Some(handle.clone()))
+                Ok(Executed::leaving(handle.clone()))
             }
             Step::Remove { handle, .. } => {
                 // Asked to end first: a connector may have work to finish.
                 self.stop(&handle.0).await.or_else(gone).map_err(part("cannot be stopped"))?;
                 self.remove(&handle.0).await.map_err(part("cannot be removed"))?;
-                Ok(None)
+                Ok(Executed::leaving_nothing())
             }
         }
     }
@@ -340,23 +339,8 @@ impl Orchestrator for Docker {
         self.look_at(handle).await
     }
 
-    async fn logs(&self, handle: &Handle, tail: u32, secrets: &[&Secret]) -> Result<Vec<String>, OrchestratorError> {
-        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail(&tail.to_string()).build();
-        let mut pieces = self.engine.logs(&handle.0, Some(options));
-        let mut lines = Assembler::new(usize::try_from(tail).unwrap_or(usize::MAX));
-        while let Some(piece) = pieces.next().await {
-            let piece = match piece {
-                Ok(piece) => piece,
-                Err(error) if has_no_log(&error) => break,
-                Err(error) => return Err(self.refused(format!("reading the log of container {handle}"))(error)),
-            };
-            let stream = match &piece {
-                bollard::container::LogOutput::StdErr { .. } => Stream::Err,
-                _ => Stream::Out,
-            };
-            lines.push(stream, &piece.into_bytes());
-        }
-        Ok(lines.finish(secrets))
+    async fn logs(&self, handle: &Handle, request: &LogRequest<'_>) -> Result<LogRead, OrchestratorError> {
+        self.read_log(handle, request).await
     }
 
     async fn remember(&self, _: Permit, before: Option<&Memory>, memory: &Memory) -> Result<(), OrchestratorError> {
@@ -374,11 +358,6 @@ impl Orchestrator for Docker {
     async fn permissions(&self) -> Result<Vec<Permission>, OrchestratorError> {
         Ok(vec![])
     }
-}
-
-/// Gone by now, being removed, or with a logging driver that cannot be read: there is no log, and no fault either.
-fn has_no_log(error: &EngineError) -> bool {
-    matches!(status(error), Some(404 | 409 | 501))
 }
 
 /// A container that is gone need not be stopped.

@@ -3,9 +3,11 @@
 mod api;
 mod condition;
 mod lease;
+mod logs;
 mod objects;
 mod observe;
 mod ownership;
+mod trouble;
 mod write;
 
 use std::collections::BTreeMap;
@@ -24,15 +26,16 @@ use tokio::sync::OnceCell;
 use crate::access::Permit;
 use crate::desired::Desired;
 use crate::holder::Holder;
-use crate::log_lines::{Assembler, Stream};
 use crate::memory::{ConnectorMemory, Memory};
-use crate::model::{ConnectorId, Handle, short_hash};
+use crate::model::{ConnectorId, Cure, Handle, PlatformKind, short_hash};
 use crate::orchestrator::versioned::{decode, encode};
-use crate::orchestrator::{Look, Observation, Orchestrator, OrchestratorError, Owner, Permission, Recalled, StepError};
+use crate::orchestrator::{
+    Executed, LogRead, LogRequest, Look, Observation, Orchestrator, OrchestratorError, Owner, Permission, Recalled,
+    StepContext, StepError,
+};
 use crate::plan::{RemoveReason, Step};
+use crate::render::Registry;
 use crate::render::kubernetes::WorkloadDefaults;
-use crate::render::{Registry, Spec};
-use crate::secret::Secret;
 use crate::stop::Stop;
 use api::{Api, Kind};
 use condition::LogSource;
@@ -44,9 +47,6 @@ const ANNOTATION_MEMORY: &str = "xtm-reconcile/memory";
 const ANNOTATION_APPLIED: &str = "xtm-reconcile/applied";
 /// The last registration, on the Lease.
 const ANNOTATION_REGISTRATION: &str = "xtm-reconcile/registration";
-/// Most bytes that are read of one log. The API server keeps the first of them, so that a log that is longer is asked for
-/// again, from further on.
-const LOG_BYTES: usize = 2 << 20;
 /// Longest wait for the API server's first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait for credentials from a plugin.
@@ -162,7 +162,7 @@ impl Kubernetes {
         let refused = |why: String| OrchestratorError::Unreachable {
             place: kubernetes.to_string(),
             why,
-            cure: "mend the kubeconfig, or the service account of the pod",
+            cure: Cure("mend the kubeconfig, or the service account of the pod"),
         };
         let mut config = match &kubernetes.access {
             ClusterAccess::InCluster => Config::incluster_env().map_err(|error| refused(api::words(&error)))?,
@@ -217,16 +217,19 @@ impl Kubernetes {
         self.lease().as_ref().map(|(_, record)| (self.lease_name(), record.uid.clone()))
     }
 
-    /// A manager's id may hold what a name may not: then a hash of it keeps two such names apart.
+    /// The Lease of this manager and platform.
     fn lease_name(&self) -> String {
-        let id = self.owner.manager.as_str();
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-        let name = format!("xtm-reconcile-{id}");
-        if name.len() <= NAME_MAX && id.chars().all(|c| plain(c) || c == '-') {
-            return name;
-        }
-        let kept: String = id.to_ascii_lowercase().chars().map(|c| if plain(c) { c } else { '-' }).take(40).collect();
-        format!("xtm-reconcile-{}-{}", kept.trim_matches('-'), short_hash(id, 8))
+        object_name(self.owner.manager.as_str(), &format!("-{}", self.owner.platform.label()))
+    }
+
+    /// The Lease of version 0.1, which knew OpenCTI alone. `None` for the other platform.
+    fn former_lease_name(&self) -> Option<String> {
+        (self.owner.platform == PlatformKind::OpenCti).then(|| object_name(self.owner.manager.as_str(), ""))
+    }
+
+    /// The pull secret for the configured registry. `OpenCTI`'s keeps the name that version 0.1 gave it: Deployments refer to it.
+    fn pull_secret_name(&self) -> String {
+        format!("{}-registry", self.former_lease_name().unwrap_or_else(|| self.lease_name()))
     }
 
     async fn write_memory(&self, handle: &Handle, text: Option<&str>) -> Result<(), OrchestratorError> {
@@ -236,34 +239,6 @@ impl Kubernetes {
             // Gone, or another one by now: there is nothing to remember it with.
             Err(error) if error.is_absent() || error.is_another() => Ok(()),
             done => done.map(drop).map_err(Into::into),
-        }
-    }
-
-    /// One part of a log, its last `tail` lines.
-    async fn read_log(
-        &self,
-        source: &LogSource,
-        previous: bool,
-        tail: u32,
-        lines: &mut Assembler,
-    ) -> Result<(), OrchestratorError> {
-        let mut tail = tail;
-        loop {
-            let (pod, container) = (&source.pod, &source.container);
-            let query = format!("container={container}&previous={previous}&tailLines={tail}&limitBytes={LOG_BYTES}");
-            match self.api.log(pod, &query).await {
-                // Cut, and it is the newest that is missing.
-                Ok(bytes) if bytes.len() >= LOG_BYTES && tail > 1 => tail /= 2,
-                Ok(bytes) => {
-                    lines.push(Stream::Out, &bytes);
-                    // The next part begins a line of its own.
-                    lines.push(Stream::Out, if bytes.is_empty() || bytes.ends_with(b"\n") { b"" } else { b"\n" });
-                    return Ok(());
-                }
-                // Not started yet, gone, or the run before was already cleaned away: there is no log, and no fault either.
-                Err(error) if error.is_absent() || error.code() == 400 => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
         }
     }
 }
@@ -276,6 +251,18 @@ async fn client(config: Config) -> Result<Client, String> {
         Ok(Err(lost)) => Err(lost.to_string()),
         Err(_) => Err(format!("no credentials came within {} s", CREDENTIALS_TIMEOUT.as_secs())),
     }
+}
+
+/// A manager's id may hold what a name may not: then a hash of it keeps two such names apart.
+fn object_name(manager: &str, end: &str) -> String {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let name = format!("xtm-reconcile-{manager}{end}");
+    if name.len() <= NAME_MAX && manager.chars().all(|c| plain(c) || c == '-') {
+        return name;
+    }
+    let lower = manager.to_ascii_lowercase();
+    let kept: String = lower.chars().map(|c| if plain(c) { c } else { '-' }).take(40 - end.len()).collect();
+    format!("xtm-reconcile-{}-{}{end}", kept.trim_matches('-'), short_hash(manager, 8))
 }
 
 fn handle(name: &str, uid: &str) -> Handle {
@@ -310,36 +297,36 @@ impl Orchestrator for Kubernetes {
         self.observe_all(desired).await
     }
 
-    async fn execute(
-        &self,
-        _: Permit,
-        step: &Step,
-        spec: Option<&Spec>,
-        stop: &Stop,
-    ) -> Result<Option<Handle>, StepError> {
-        let spec = || spec.ok_or_else(|| StepError::Internal(format!("a {} without a spec", step.word())));
+    async fn execute(&self, _: Permit, step: &Step, context: StepContext<'_>) -> Result<Executed, StepError> {
+        let spec = || context.spec.ok_or_else(|| StepError::Internal(format!("a {} without a spec", step.word())));
         match step {
-            Step::Deploy { name } => self.deploy(spec()?, name, true).await.map(Some),
-            Step::Refresh { old, start, .. } => self.refresh(spec()?, old, *start).await.map(Some),
+            Step::Deploy { name } => self.deploy(spec()?, name, true).await.map(Executed::leaving),
+            Step::Refresh { old, start, .. } => {
+                let last_log = self.last_log(old, context).await;
+                let handle = Some(self.refresh(spec()?, old, *start).await?);
+                Ok(Executed { handle, last_log })
+            }
             Step::Recreate { old, name, start, obstacle, .. } => {
-                self.recreate(spec()?, old, name, *start, *obstacle, stop).await.map(Some)
+                let last_log = self.last_log(old, context).await;
+                let handle = Some(self.recreate(spec()?, old, name, *start, *obstacle, context.stop).await?);
+                Ok(Executed { handle, last_log })
             }
             Step::Rename { .. } => Err(StepError::Internal("a Deployment cannot be renamed".to_owned())),
             Step::Start { handle, .. } => {
                 self.scale(handle, 1).await?;
-                Ok(Some(handle.clone()))
+                Ok(Executed::leaving(handle.clone()))
             }
             Step::Stop { handle } | Step::Hold { handle, .. } => {
                 self.scale(handle, 0).await?;
-                Ok(Some(handle.clone()))
+                Ok(Executed::leaving(handle.clone()))
             }
             Step::Remove { handle, reason, .. } => {
                 // Another one of the same connector stays, and may be started next.
                 if *reason != RemoveReason::NotListed {
-                    self.end(handle, stop).await?;
+                    self.end(handle, context.stop).await?;
                 }
                 self.delete(handle).await?;
-                Ok(None)
+                Ok(Executed::leaving_nothing())
             }
         }
     }
@@ -348,16 +335,8 @@ impl Orchestrator for Kubernetes {
         self.look_at(handle).await
     }
 
-    async fn logs(&self, handle: &Handle, tail: u32, secrets: &[&Secret]) -> Result<Vec<String>, OrchestratorError> {
-        let mut lines = Assembler::new(usize::try_from(tail).unwrap_or(usize::MAX));
-        if let Some(source) = self.log_source(handle) {
-            for (wanted, previous) in [(source.previous, true), (source.current, false)] {
-                if wanted {
-                    self.read_log(&source, previous, tail, &mut lines).await?;
-                }
-            }
-        }
-        Ok(lines.finish(secrets))
+    async fn logs(&self, handle: &Handle, request: &LogRequest<'_>) -> Result<LogRead, OrchestratorError> {
+        self.read_log(handle, request).await
     }
 
     async fn mend(&self, _: Permit, observation: &Observation) -> Result<(), OrchestratorError> {

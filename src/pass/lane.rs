@@ -1,9 +1,39 @@
-//! One platform with everything that is its own in a pass.
+//! One platform's part of a pass: registration check -> pull -> observe -> plan -> apply -> health -> logs -> report.
 
-use crate::orchestrator::OrchestratorSettings;
-use crate::plan::Policy;
-use crate::platform::PlatformSettings;
-use crate::render::{ConnectorProxy, Registry};
+mod registration;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::{Pass, millis};
+use crate::access::Permit;
+use crate::after_apply::{self, WorkloadsAfter};
+use crate::apply::{Applier, Outcomes};
+use crate::desired::{self, Desired};
+use crate::holder;
+use crate::memory::{self, Findings, Memory};
+use crate::model::{ConnectorId, Trouble};
+use crate::orchestrator::docker::Docker;
+use crate::orchestrator::kubernetes::Kubernetes;
+use crate::orchestrator::{
+    LogRequest, Observation, Orchestrator, OrchestratorError, OrchestratorSettings, Owner, Recalled,
+};
+use crate::plan::{self, Plan, Policy, Step};
+use crate::platform::{self, LogDelivery, Platform, PlatformError, PlatformSettings};
+use crate::prepare::{self, Prepared};
+use crate::publish::{self, Published, Publisher};
+use crate::render::{Common, ConnectorProxy, Registry};
+use crate::report::{LaneReport, PlanReport, Stage};
+use crate::restart_window::Assessment;
+use crate::secret::Secret;
+use crate::stop::{Cause, Stop};
+
+/// Added to the pass deadline, so that the lock outlives the steps that finish after it.
+const LOCK_GRACE: Duration = Duration::from_mins(4);
 
 /// Everything that one lane needs to know.
 #[derive(Debug)]
@@ -18,4 +48,510 @@ pub struct LaneSettings {
     pub orchestrator: OrchestratorSettings,
     /// What decides between steps.
     pub policy: Policy,
+}
+
+/// Why a lane went no further.
+enum End {
+    Platform(PlatformError),
+    Orchestrator(OrchestratorError),
+    Stopped(Cause),
+}
+
+impl From<PlatformError> for End {
+    fn from(error: PlatformError) -> Self {
+        Self::Platform(error)
+    }
+}
+
+impl From<OrchestratorError> for End {
+    fn from(error: OrchestratorError) -> Self {
+        Self::Orchestrator(error)
+    }
+}
+
+struct Lane<'a> {
+    pass: &'a Pass,
+    settings: Arc<LaneSettings>,
+    platform: Arc<dyn Platform>,
+    stop: Stop,
+    report: LaneReport,
+}
+
+/// What a pass saw and what it means to do.
+struct Look {
+    desired: Arc<Desired>,
+    plan: Arc<Plan>,
+    prepared: Prepared,
+}
+
+/// What the last pass left, and what this one adds to it.
+struct Known {
+    recalled: Memory,
+    findings: Findings,
+}
+
+/// Runs one lane to its end.
+pub(super) async fn run(pass: &Pass, settings: LaneSettings) -> LaneReport {
+    let begun = Instant::now();
+    // A lock that this lane loses must not stop the other.
+    let stop = pass.stop.child();
+    let platform = platform::connect(&settings.platform, &pass.manager, pass.concurrency, stop.clone());
+    let report = LaneReport::new(platform.kind(), platform.url(), &settings.orchestrator.place());
+    let mut lane = Lane { pass, settings: Arc::new(settings), platform, stop, report };
+    if let Err(end) = lane.stages().await {
+        lane.ended(&end);
+    }
+    lane.report.finish(millis(begun.elapsed()), pass.pending_code());
+    lane.report
+}
+
+impl Lane<'_> {
+    async fn stages(&mut self) -> Result<(), End> {
+        let settings = Arc::clone(&self.settings);
+        let owner = Owner { manager: self.pass.manager.id.clone(), platform: self.platform.kind() };
+        let (registry, concurrency) = (&settings.registry, self.pass.concurrency);
+        match &settings.orchestrator {
+            OrchestratorSettings::Docker(docker) => {
+                let progress = Arc::clone(&self.pass.progress);
+                Box::pin(self.stages_on(Docker::connect(docker, owner, registry, concurrency, progress))).await
+            }
+            OrchestratorSettings::Kubernetes(kubernetes) => {
+                let stop = self.stop.clone();
+                let connecting = Kubernetes::connect(kubernetes, owner, registry, concurrency, &stop);
+                Box::pin(self.stages_on(connecting)).await
+            }
+        }
+    }
+
+    async fn stages_on<O: Orchestrator>(
+        &mut self,
+        connecting: impl Future<Output = Result<O, OrchestratorError>>,
+    ) -> Result<(), End> {
+        let begun = Instant::now();
+        let connected = self.connect(connecting).await;
+        self.stage("connect", begun);
+        let (orchestrator, version) = connected?;
+        match self.pass.command.access().permit() {
+            None => self.foresee(&orchestrator, &version).await,
+            Some(permit) => self.with_lock(&orchestrator, permit, &version).await,
+        }
+    }
+
+    /// Reaches both sides at once. When neither can be reached, the report has both errors.
+    async fn connect<O: Orchestrator>(
+        &mut self,
+        connecting: impl Future<Output = Result<O, OrchestratorError>>,
+    ) -> Result<(O, String), End> {
+        let version = self.ask("the version", |platform| platform.version());
+        let (orchestrator, version) = self.until_stopped(async { tokio::join!(connecting, version) }).await?;
+        let version = match (version, &orchestrator) {
+            (Ok(version), _) => version,
+            (Err(end), Err(error)) => {
+                self.report.orchestrator_failed(error);
+                return Err(end);
+            }
+            (Err(end), Ok(_)) => return Err(end),
+        };
+        let orchestrator = orchestrator?;
+        self.report.platform.version = Some(version.clone());
+        self.report.orchestrator.description = Some(orchestrator.description().to_owned());
+        Ok((orchestrator, version))
+    }
+
+    /// What [`Self::with_lock`] would do, without a write.
+    async fn foresee<O: Orchestrator>(&mut self, orchestrator: &O, version: &str) -> Result<(), End> {
+        let mut recalled = self.recall(orchestrator).await?.memory;
+        if !self.foresee_registration(version, recalled.registration.as_ref()).await? {
+            return Ok(());
+        }
+        let desired = self.pull().await?;
+        let (look, observation) = self.observe_and_plan(orchestrator, desired, &mut recalled).await?;
+        let troubles = troubles(&look.plan, &observation);
+        self.report.plan(PlanReport {
+            plan: &look.plan,
+            rejected: &look.prepared.rejected,
+            outcomes: None,
+            assessments: &look.plan.assessments,
+            troubles: &troubles,
+        });
+        Ok(())
+    }
+
+    async fn with_lock<O: Orchestrator>(&mut self, orchestrator: &O, permit: Permit, version: &str) -> Result<(), End> {
+        let holder = holder::this_process(&self.pass.id);
+        // Not cut short by a signal: a lock that is taken must be known, to be given back.
+        let lock = orchestrator.lock(permit, &holder, self.stop.remaining() + LOCK_GRACE).await?;
+        let done = self.locked(orchestrator, permit, version).await;
+        if let Err(error) = orchestrator.unlock(permit, lock).await {
+            self.report.orchestrator_failed(&error);
+        }
+        done
+    }
+
+    /// Everything that happens while the lock is held. However it ends, what was found out is remembered.
+    async fn locked<O: Orchestrator>(&mut self, orchestrator: &O, permit: Permit, version: &str) -> Result<(), End> {
+        let Recalled { memory, stale, .. } = self.recall(orchestrator).await?;
+        let mut known = Known { recalled: memory, findings: Findings::default() };
+        let done = self.reconcile(orchestrator, permit, version, &mut known).await;
+        let begun = Instant::now();
+        let before = (!stale).then_some(&known.recalled);
+        let (memory, _) = self.next_memory(&known);
+        if let Err(error) = orchestrator.remember(permit, before, &memory).await {
+            self.report.orchestrator_failed(&error);
+        }
+        self.stage("remember", begun);
+        done
+    }
+
+    async fn reconcile<O: Orchestrator>(
+        &mut self,
+        orchestrator: &O,
+        permit: Permit,
+        version: &str,
+        known: &mut Known,
+    ) -> Result<(), End> {
+        known.findings.registration = Some(self.register(permit, version, known.recalled.registration.as_ref()).await?);
+        let desired = match self.pull().await {
+            Ok(desired) => desired,
+            Err(end) => {
+                self.publish_health_alone(orchestrator, permit, &known.recalled, &end).await;
+                return Err(end);
+            }
+        };
+        let (look, observation) = self.observe_and_plan(orchestrator, desired, &mut known.recalled).await?;
+        if let Some(cause) = self.stop.cause() {
+            return Err(End::Stopped(cause));
+        }
+        self.find_planned(&look.plan, &observation, &mut known.findings);
+        self.before_apply(orchestrator, permit, &look.plan, &observation, known).await?;
+        let concurrency = self.pass.concurrency;
+        let mut after =
+            after_apply::before_steps(orchestrator, &look.desired, &look.plan, observation, concurrency).await;
+        let (mut outcomes, mut published) = self.apply(orchestrator, permit, &look, &after, known).await;
+
+        let begun = Instant::now();
+        known.findings.undone = after_apply::undone(&look.plan, &outcomes, &look.prepared.rejected);
+        after_apply::look_again(orchestrator, &look.plan, &outcomes, concurrency, &mut after).await;
+        known.findings.looks = after.last_looks();
+        let (memory, judged) = self.next_memory(known);
+        let assessments: BTreeMap<_, _> = look.plan.assessments.clone().into_iter().chain(judged).collect();
+        self.report_plan(&look, &outcomes, &assessments, &after);
+        let state = self.publish_state(&look.desired, &after, &assessments, &memory);
+        let rest = self.publish_rest(orchestrator, permit, &look.plan, state, &mut outcomes).await;
+        published.add(rest);
+        self.report_published(&published);
+        known.findings.delivered = published.delivered;
+        self.stage("publish", begun);
+        match self.stop.cause() {
+            Some(cause) => Err(End::Stopped(cause)),
+            None => Ok(()),
+        }
+    }
+
+    async fn recall<O: Orchestrator>(&mut self, orchestrator: &O) -> Result<Recalled, End> {
+        let recalled = self.until_stopped(orchestrator.recall()).await??;
+        self.notice(&recalled.notices);
+        Ok(recalled)
+    }
+
+    async fn pull(&mut self) -> Result<Arc<Desired>, End> {
+        let begun = Instant::now();
+        let listing = self.ask("the list of connectors", |platform| platform.pull()).await?;
+        let desired = Arc::new(desired::read(listing));
+        self.report.platform.listed = Some(desired.listed());
+        for why in &desired.unidentified {
+            self.report.unidentified(why);
+        }
+        self.stage("pull", begun);
+        Ok(desired)
+    }
+
+    /// The part that `plan` and a real pass share. What stands with the workloads is recalled here.
+    async fn observe_and_plan<O: Orchestrator>(
+        &mut self,
+        orchestrator: &O,
+        desired: Arc<Desired>,
+        recalled: &mut Memory,
+    ) -> Result<(Look, Observation), End> {
+        let begun = Instant::now();
+        let observation = self.until_stopped(orchestrator.observe(&desired, recalled)).await??;
+        self.report.orchestrator.workloads = Some(observation.observed.workloads.len());
+        self.notice(&observation.notices);
+        recalled.connectors.extend(observation.remembered.clone());
+        self.stage("observe", begun);
+
+        let begun = Instant::now();
+        let policy = &self.settings.policy;
+        let plan = Arc::new(plan::plan(&desired, &observation.observed, recalled, policy, Timestamp::now()));
+        self.stage("plan", begun);
+
+        let begun = Instant::now();
+        let prepared = self.prepare(&plan, &desired).await?;
+        self.stage("prepare", begun);
+        Ok((Look { desired, plan, prepared }, observation))
+    }
+
+    async fn prepare(&self, plan: &Arc<Plan>, desired: &Arc<Desired>) -> Result<Prepared, End> {
+        let (plan, desired, settings) = (Arc::clone(plan), Arc::clone(desired), Arc::clone(&self.settings));
+        let (manager, platform) = (Arc::clone(&self.pass.manager), Arc::clone(&self.platform));
+        let (decryptors, stop) = (self.pass.decryptors.clone(), self.stop.clone());
+        let work = move || {
+            let common = Common {
+                manager: &manager.id,
+                platform: platform.kind(),
+                url: platform.url(),
+                proxy: settings.connector_proxy.as_ref(),
+                registry: settings.registry.server.as_deref(),
+            };
+            prepare::prepare(&plan, &desired, &manager.key, &common, &decryptors, &stop)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|lost| PlatformError::Abandoned { operation: "decrypting", why: lost.to_string() }.into())
+    }
+
+    fn find_planned(&self, plan: &Plan, observation: &Observation, findings: &mut Findings) {
+        findings.planned = Some(plan.memory.connectors.clone());
+        findings.adopted = Some(observation.adopted.clone());
+        findings.gone = plan.steps().filter_map(|(_, step)| step.takes_away()).map(|handle| handle.0.clone()).collect();
+    }
+
+    async fn before_apply<O: Orchestrator>(
+        &mut self,
+        orchestrator: &O,
+        permit: Permit,
+        plan: &Plan,
+        observation: &Observation,
+        known: &Known,
+    ) -> Result<(), End> {
+        if plan.steps().any(|(_, step)| matches!(step, Step::Hold { .. })) {
+            // Killed between the stop and the record, the next pass would start what is to be held.
+            orchestrator.remember(permit, Some(&known.recalled), &self.next_memory(known).0).await?;
+        }
+        if let Err(error) = orchestrator.mend(permit, observation).await {
+            self.report.orchestrator_failed(&error);
+        }
+        Ok(())
+    }
+
+    /// Carries the plan out. What nothing is done for is published meanwhile: a slow step of one connector must not make the
+    /// others look dead on the platform.
+    async fn apply<O: Orchestrator>(
+        &mut self,
+        orchestrator: &O,
+        permit: Permit,
+        look: &Look,
+        after: &WorkloadsAfter,
+        known: &Known,
+    ) -> (Outcomes, Published) {
+        let begun = Instant::now();
+        let with_steps = after_apply::connectors_with_steps(&look.plan);
+        let secrets = self.secrets_of_last_logs(look, after, &with_steps);
+        let last_logs = self.last_logs(&secrets, &known.recalled);
+        let applier = Applier {
+            orchestrator,
+            platform: self.platform.kind(),
+            permit,
+            prepared: &look.prepared,
+            last_logs: &last_logs,
+            stop: &self.stop,
+            concurrency: self.pass.concurrency,
+        };
+        let (memory, _) = self.next_memory(known);
+        let state = self.publish_state(&look.desired, after, &look.plan.assessments, &memory);
+        let quiet = publish::publications(state, |id| !with_steps.contains(id));
+        let publisher = self.publisher(orchestrator, permit);
+        let done = tokio::join!(applier.apply(&look.plan), publisher.publish(quiet));
+        self.stage("apply", begun);
+        done
+    }
+
+    /// What to mask in the logs of workloads that the plan replaces, for a platform that appends: it must get the last lines
+    /// before they are gone.
+    fn secrets_of_last_logs(
+        &self,
+        look: &Look,
+        after: &WorkloadsAfter,
+        with_steps: &BTreeSet<ConnectorId>,
+    ) -> BTreeMap<ConnectorId, Vec<Secret>> {
+        if self.platform.log_delivery() == LogDelivery::Replace || self.pass.limits.logs_tail == 0 {
+            return BTreeMap::new();
+        }
+        let theirs = with_steps.iter().filter_map(|id| {
+            // Without its environment nobody knows what to mask.
+            let environment = &after.workloads.get(id).filter(|one| !one.environment.is_empty())?.environment;
+            let connector = look.desired.connectors.get(id)?;
+            Some((id.clone(), publish::secrets(self.platform.kind(), Some(connector), environment)))
+        });
+        theirs.collect()
+    }
+
+    fn last_logs<'b>(
+        &self,
+        secrets: &'b BTreeMap<ConnectorId, Vec<Secret>>,
+        recalled: &'b Memory,
+    ) -> BTreeMap<ConnectorId, LogRequest<'b>> {
+        let request = |(id, secrets): (&ConnectorId, &'b Vec<Secret>)| {
+            let delivered = recalled.connectors.get(id).and_then(|connector| connector.log.as_ref());
+            let part = publish::log_part(self.platform.log_delivery(), delivered, self.pass.limits.logs_tail);
+            (id.clone(), LogRequest { part, secrets })
+        };
+        secrets.iter().map(request).collect()
+    }
+
+    fn report_plan(
+        &mut self,
+        look: &Look,
+        outcomes: &Outcomes,
+        assessments: &BTreeMap<ConnectorId, Assessment>,
+        after: &WorkloadsAfter,
+    ) {
+        for (id, error) in &after.lost {
+            self.report.not_seen(id, error);
+        }
+        self.report.plan(PlanReport {
+            plan: &look.plan,
+            rejected: &look.prepared.rejected,
+            outcomes: Some(outcomes),
+            assessments,
+            troubles: &after.troubles(),
+        });
+    }
+
+    fn publish_state<'b>(
+        &self,
+        desired: &'b Desired,
+        after: &'b WorkloadsAfter,
+        assessments: &'b BTreeMap<ConnectorId, Assessment>,
+        memory: &'b Memory,
+    ) -> publish::State<'b> {
+        let (platform, now) = (self.platform.kind(), Timestamp::now());
+        publish::State { platform, desired, after, assessments, memory, now }
+    }
+
+    async fn publish_rest<O: Orchestrator>(
+        &self,
+        orchestrator: &O,
+        permit: Permit,
+        plan: &Plan,
+        state: publish::State<'_>,
+        outcomes: &mut Outcomes,
+    ) -> Published {
+        let with_steps = after_apply::connectors_with_steps(plan);
+        let mut rest = publish::publications(state, |id| with_steps.contains(id));
+        for one in &mut rest {
+            let places = plan.entries.iter().enumerate().filter(|(_, entry)| entry.connector == one.connector);
+            let mut logs = places.filter_map(|(place, _)| outcomes.get_mut(&place)?.last_log.take());
+            one.last_log = logs.next();
+        }
+        self.publisher(orchestrator, permit).publish(rest).await
+    }
+
+    /// After a list that the platform could not give although it answers.
+    async fn publish_health_alone<O: Orchestrator>(
+        &mut self,
+        orchestrator: &O,
+        permit: Permit,
+        recalled: &Memory,
+        end: &End,
+    ) {
+        let End::Platform(error) = end else { return };
+        if error.is_general() {
+            return;
+        }
+        let nothing = Desired::default();
+        match self.until_stopped(orchestrator.observe(&nothing, recalled)).await {
+            Ok(Ok(observation)) => {
+                let mut memory = recalled.clone();
+                memory.connectors.extend(observation.remembered);
+                let rule = self.settings.policy.loop_rule;
+                let health = publish::health_alone(&observation.observed, &memory, rule, Timestamp::now());
+                let published = self.publisher(orchestrator, permit).publish(health).await;
+                self.report_published(&published);
+            }
+            Ok(Err(error)) => self.report.orchestrator_failed(&error),
+            // The end of the pass is in the report already, or comes there.
+            Err(_) => {}
+        }
+    }
+
+    fn publisher<'b, O: Orchestrator>(&'b self, orchestrator: &'b O, permit: Permit) -> Publisher<'b, O> {
+        Publisher {
+            orchestrator,
+            platform: Arc::clone(&self.platform),
+            permit,
+            tail: self.pass.limits.logs_tail,
+            concurrency: self.pass.concurrency,
+            stop: &self.stop,
+        }
+    }
+
+    fn report_published(&mut self, published: &Published) {
+        self.report.platform.sent = published.sent;
+        for failure in &published.failures {
+            self.report.publish_failed(failure);
+        }
+    }
+
+    fn next_memory(&self, known: &Known) -> (Memory, BTreeMap<ConnectorId, Assessment>) {
+        memory::next(&known.recalled, &known.findings, self.settings.policy.loop_rule, Timestamp::now())
+    }
+
+    fn notice(&mut self, notices: &[String]) {
+        for notice in notices {
+            tracing::warn!("{notice}");
+            self.report.notices.push(notice.clone());
+        }
+    }
+
+    /// A call to the platform, on a thread that may block.
+    async fn ask<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        call: impl FnOnce(&dyn Platform) -> Result<T, PlatformError> + Send + 'static,
+    ) -> Result<T, End> {
+        let platform = Arc::clone(&self.platform);
+        let answer = tokio::task::spawn_blocking(move || call(platform.as_ref()));
+        match self.until_stopped(answer).await? {
+            Ok(answer) => Ok(answer?),
+            Err(lost) => Err(PlatformError::Abandoned { operation: what, why: lost.to_string() }.into()),
+        }
+    }
+
+    async fn until_stopped<T>(&self, work: impl Future<Output = T>) -> Result<T, End> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = self.stop.stopped() => Err(End::Stopped(self.stop.cause().unwrap_or(Cause::Deadline))),
+        }
+    }
+
+    fn stage(&mut self, name: &'static str, begun: Instant) {
+        self.report.stages.push(Stage { name, ms: millis(begun.elapsed()) });
+    }
+
+    fn ended(&mut self, end: &End) {
+        let kind = self.platform.kind();
+        match end {
+            End::Platform(error) => {
+                tracing::error!(%error, cure = error.cure().on(kind), "the platform cannot be used");
+                self.report.platform_failed(error);
+            }
+            End::Orchestrator(error) => {
+                tracing::error!(%error, cure = error.cure().on(kind), "the orchestrator cannot be used");
+                self.report.orchestrator_failed(error);
+            }
+            End::Stopped(cause) => {
+                tracing::warn!(cause = cause.as_str(), "ended early");
+                self.report.stopped(*cause);
+            }
+        }
+    }
+}
+
+/// What is wrong with the workloads that stay.
+fn troubles(plan: &Plan, observation: &Observation) -> BTreeMap<ConnectorId, Vec<Trouble>> {
+    let workloads = observation.observed.workloads.iter();
+    let kept = workloads.filter(|workload| plan.kept.get(&workload.connector) == Some(&workload.handle));
+    let troubled = kept.filter(|workload| !workload.troubles.is_empty());
+    troubled.map(|workload| (workload.connector.clone(), workload.troubles.clone())).collect()
 }

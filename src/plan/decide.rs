@@ -34,9 +34,9 @@ impl<'a> Decided<'a> {
             let (id, title) = (connector.id.clone(), connector.title.clone());
             return self.rejected(&Rejected { id, title, reason, shown: connector.shown }, workload);
         }
-        let landing = names.landing(connector);
+        let final_name = names.final_name(connector);
         let Some(workload) = workload else {
-            self.push(&connector.id, &connector.title, absent(connector, landing));
+            self.push(&connector.id, &connector.title, absent(connector, final_name));
             return;
         };
         let held = self.held(connector, workload);
@@ -49,18 +49,18 @@ impl<'a> Decided<'a> {
         let assessment = self.remember(&connector.id, Some(workload), u64::from(ended));
         self.keep_or_release(connector, workload, held);
         if let Some(reason) = refresh_reason {
-            let step = replace(connector, workload, landing, reason, held);
+            let step = replace(connector, workload, final_name, reason, held);
             return self.push(&connector.id, &connector.title, Decision::Step(step));
         }
-        if workload.name != landing && workload.change == Change::Replaced {
+        if workload.name != final_name && workload.change == Change::Replaced {
             let rename =
-                Step::Rename { handle: workload.handle.clone(), from: workload.name.clone(), to: landing.clone() };
+                Step::Rename { handle: workload.handle.clone(), from: workload.name.clone(), to: final_name.clone() };
             self.push(&connector.id, &connector.title, Decision::Step(rename));
         }
         let hold = assessment.filter(|a| a.looping && self.policy.loop_action == LoopAction::Stop);
         let decision = match connector.requested {
             Requested::Run if held => Decision::Skip(Skip::Held),
-            Requested::Run => self.keep_running(connector, workload, hold, &landing),
+            Requested::Run => self.keep_running(connector, workload, hold, &final_name),
             Requested::Stop => stop(workload),
         };
         self.push(&connector.id, &connector.title, decision);
@@ -170,6 +170,10 @@ impl<'a> Decided<'a> {
         if window.is_some() {
             self.connectors.entry(id.clone()).or_default().window = window;
         }
+        // How far its log was delivered is true whatever is decided here.
+        if let Some(log) = self.before.connectors.get(id).and_then(|memory| memory.log.clone()) {
+            self.connectors.entry(id.clone()).or_default().log = Some(log);
+        }
         if let Some(assessment) = assessment {
             self.assessments.insert(id.clone(), assessment);
         }
@@ -181,7 +185,7 @@ impl<'a> Decided<'a> {
         connector: &Connector,
         workload: &Workload,
         hold: Option<Assessment>,
-        landing: &str,
+        final_name: &str,
     ) -> Decision {
         if let Some(assessment) = hold {
             self.connectors.entry(connector.id.clone()).or_default().held = Some(connector.hash.clone());
@@ -189,7 +193,7 @@ impl<'a> Decided<'a> {
         }
         let reason = match workload.phase {
             Phase::Running | Phase::Restarting
-                if landing != connector.name.as_str() && workload.change == Change::Replaced =>
+                if final_name != connector.name.as_str() && workload.change == Change::Replaced =>
             {
                 return Decision::Skip(Skip::NameBusy { name: connector.name.as_str().to_owned() });
             }

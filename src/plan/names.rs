@@ -75,7 +75,7 @@ impl<'a> Names<'a> {
     }
 
     /// The name its workload can have now: its own, or a temporary one while another connector's workload still has it.
-    pub(super) fn landing(&self, connector: &Connector) -> String {
+    pub(super) fn final_name(&self, connector: &Connector) -> String {
         match self.held.get(connector.name.as_str()) {
             Some(holder) if **holder != connector.id => connector.name.staged(&connector.hash),
             _ => connector.name.as_str().to_owned(),

@@ -1,34 +1,71 @@
 //! The report for people: what changed or is wrong, then one line that sums up.
 
-use super::{Line, LineResult, Report};
-use crate::model::Trouble;
+use super::{Counts, LaneReport, Line, LineResult, Report, TroubleReport};
+use crate::model::PlatformKind;
 use crate::plan::{Decision, Obstacle, RefreshReason, RemoveReason, Skip, StartReason, Step};
 
 /// Widest column before the last.
 const WIDTH_MAX: usize = 40;
 
-/// The report as text. Connectors without change are counted, not listed.
+/// The report as text. Connectors without change are counted, not listed; every other line names its lane.
 #[must_use]
 pub fn table(report: &Report) -> String {
     let mut text = String::new();
-    let rows: Vec<[String; 4]> = report.connectors.iter().filter(|line| is_shown(line)).map(row).collect();
+    let shown = |lane: &'_ LaneReport| -> Vec<[String; 5]> {
+        lane.connectors.iter().filter(|line| is_shown(line)).map(|line| row(lane.lane, line)).collect()
+    };
+    let rows: Vec<[String; 5]> = report.lanes.iter().flat_map(shown).collect();
     if !rows.is_empty() {
-        let head = ["CONNECTOR", "ACTION", "RESULT", "DETAIL"].map(str::to_owned);
+        let head = ["LANE", "CONNECTOR", "ACTION", "RESULT", "DETAIL"].map(str::to_owned);
         text.push_str(&columns(std::iter::once(&head).chain(&rows)));
         text.push('\n');
     }
-    if let Some(refusal) = &report.prune_refused {
-        text.push_str(&format!("prune guard: {refusal}\n"));
-    }
-    for fault in &report.errors {
-        let whose = fault.connector.as_ref().map(|id| format!("connector {id}: ")).unwrap_or_default();
-        text.push_str(&format!("error: {whose}{}\n  what to do: {}\n", fault.error, fault.cure));
+    for lane in &report.lanes {
+        text.push_str(&lines_of(lane));
     }
     for notice in &report.notices {
         text.push_str(&format!("notice: {notice}\n"));
     }
-    text.push_str(&summary(report));
+    if report.lanes.len() > 1 {
+        for lane in &report.lanes {
+            let name = lane.lane.label();
+            text.push_str(&summary(
+                name,
+                report.command,
+                &lane.counts,
+                lane.errors.is_empty(),
+                lane.took_ms,
+                lane.exit_code,
+            ));
+        }
+    }
+    let no_errors = report.lanes.iter().all(|lane| lane.errors.is_empty());
+    text.push_str(&summary(
+        report.command,
+        report.command,
+        &report.counts,
+        no_errors,
+        report.took_ms,
+        report.exit_code,
+    ));
     printable(&text)
+}
+
+/// What is no connector's row.
+fn lines_of(lane: &LaneReport) -> String {
+    let name = lane.lane.label();
+    let mut text = String::new();
+    if let Some(refusal) = &lane.prune_refused {
+        text.push_str(&format!("{name}: prune guard: {refusal}\n"));
+    }
+    for fault in &lane.errors {
+        let whose = fault.connector.as_ref().map(|id| format!("connector {id}: ")).unwrap_or_default();
+        text.push_str(&format!("{name}: error: {whose}{}\n  what to do: {}\n", fault.error, fault.cure));
+    }
+    for notice in &lane.notices {
+        text.push_str(&format!("{name}: notice: {notice}\n"));
+    }
+    text
 }
 
 /// Names and messages come from elsewhere: none of them may move the cursor of a terminal.
@@ -41,7 +78,7 @@ fn is_shown(line: &Line) -> bool {
     !quiet || line.reboot_loop || !line.troubles.is_empty()
 }
 
-fn row(line: &Line) -> [String; 4] {
+fn row(lane: PlatformKind, line: &Line) -> [String; 5] {
     let mut detail = Vec::new();
     match &line.entry.decision {
         Decision::Step(step) => detail.push(step_detail(step)),
@@ -55,8 +92,8 @@ fn row(line: &Line) -> [String; 4] {
     if line.reboot_loop {
         detail.push(format!("REBOOT LOOP: {} restarts so far", line.restarts.unwrap_or_default()));
     }
-    for Trouble { kind, detail: words } in &line.troubles {
-        detail.push(format!("{} ({words}) -> {}", kind.what(), kind.cure()));
+    for TroubleReport { trouble, cure } in &line.troubles {
+        detail.push(format!("{} ({}) -> {cure}", trouble.what, trouble.detail));
     }
     detail.retain(|part| !part.is_empty());
     let action = match &line.entry.decision {
@@ -72,7 +109,8 @@ fn row(line: &Line) -> [String; 4] {
         LineResult::Unchanged => "unchanged",
         LineResult::Rejected => "REJECTED",
     };
-    [on_one_line(&line.entry.title), action.to_owned(), result.to_owned(), on_one_line(&detail.join("; "))]
+    let (title, detail) = (on_one_line(&line.entry.title), on_one_line(&detail.join("; ")));
+    [lane.label().to_owned(), title, action.to_owned(), result.to_owned(), detail]
 }
 
 fn step_detail(step: &Step) -> String {
@@ -94,7 +132,7 @@ fn step_detail(step: &Step) -> String {
         Step::Start { reason: StartReason::Requested, .. } | Step::Stop { .. } => "requested".to_owned(),
         Step::Remove { name, reason, .. } => match reason {
             RemoveReason::NotListed => "not on the platform any more".to_owned(),
-            RemoveReason::Duplicate => format!("{name}: another container of this connector stays"),
+            RemoveReason::Duplicate => format!("{name}: another workload of this connector stays"),
             RemoveReason::Incomplete => format!("{name}: an earlier pass was cut off while making it"),
         },
         Step::Hold { restarts, .. } => {
@@ -127,10 +165,10 @@ fn skip_detail(skip: &Skip) -> String {
     }
 }
 
-fn summary(report: &Report) -> String {
-    let counts = &report.counts;
+/// One line that sums up: the whole pass, or one lane of it.
+fn summary(name: &str, command: &str, counts: &Counts, no_errors: bool, took_ms: u64, exit_code: u8) -> String {
     let mut parts: Vec<String> =
-        counts.steps.iter().map(|(word, count)| format!("{count} {}", past(word, report.command))).collect();
+        counts.steps.iter().map(|(word, count)| format!("{count} {}", past(word, command))).collect();
     let others = [
         (counts.failed, "failed"),
         (counts.not_done, "not done"),
@@ -140,12 +178,11 @@ fn summary(report: &Report) -> String {
     ];
     parts.extend(others.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")));
     if parts.is_empty() {
-        let nothing = if report.errors.is_empty() { "nothing to do" } else { "nothing done" };
-        parts.push(nothing.to_owned());
+        parts.push(if no_errors { "nothing to do" } else { "nothing done" }.to_owned());
     }
     #[expect(clippy::cast_precision_loss, reason = "milliseconds for people")]
-    let seconds = report.took_ms as f64 / 1000.0;
-    format!("{}: {} ({seconds:.2} s, exit {})\n", report.command, parts.join(", "), report.exit_code)
+    let seconds = took_ms as f64 / 1000.0;
+    format!("{name}: {} ({seconds:.2} s, exit {exit_code})\n", parts.join(", "))
 }
 
 /// `deploy` as "deployed" for a run, as "to deploy" for a plan.

@@ -6,19 +6,24 @@ use std::time::Duration;
 
 use bollard::Docker as Engine;
 use bollard::auth::DockerCredentials;
+use bollard::models::CreateImageInfo;
 use bollard::query_parameters::CreateImageOptionsBuilder;
 use futures_util::StreamExt;
 use tokio::sync::{Mutex, OnceCell};
 
-use super::{status, words};
+use super::{FAILED, status, words};
+use crate::model::Cure;
 use crate::orchestrator::StepError;
-use crate::progress::Progress;
+use crate::progress::{Progress, PullBar};
 use crate::render::{self, PullPolicy, Registry};
 use crate::secret::Secret;
 use crate::stop::Stop;
 
 /// Longest silence within a pull, before it is given up.
 const PULL_SILENCE: Duration = Duration::from_mins(3);
+
+const NO_PULL: Cure = Cure("see that the image exists and that P__DAEMON__REGISTRY__* has a login where one is needed");
+const NO_IMAGE: Cure = Cure("load the image, or set P__DAEMON__DOCKER__IMAGE_PULL_POLICY=IfNotPresent");
 
 /// What became of an image in this pass, to be told for every connector that needs it.
 type Outcome = Arc<OnceCell<Result<(), Fault>>>;
@@ -66,9 +71,11 @@ impl Images {
         };
         let image = image.to_owned();
         ensured.clone().map_err(|fault| match fault {
-            Fault::Absent => StepError::NoImage { image },
-            Fault::Pull(why) => StepError::Pull { image, why },
-            Fault::LookUp(why) => StepError::Engine { what: format!("the image {image} cannot be looked up"), why },
+            Fault::Absent => StepError::NoImage { image, cure: NO_IMAGE },
+            Fault::Pull(why) => StepError::Pull { image, why, cure: NO_PULL },
+            Fault::LookUp(why) => {
+                StepError::Refused { what: format!("the image {image} cannot be looked up"), why, cure: FAILED }
+            }
         })
     }
 
@@ -94,7 +101,7 @@ impl Images {
         let mut answers = engine.create_image(Some(options), None, self.credentials(image));
         loop {
             match tokio::time::timeout(PULL_SILENCE, answers.next()).await {
-                Ok(Some(Ok(info))) => bar.layer(&info),
+                Ok(Some(Ok(info))) => show(&bar, &info),
                 Ok(Some(Err(error))) => return Err(words(&error)),
                 Ok(None) => return Ok(()),
                 Err(_) => return Err(format!("nothing was heard of it for {} s", PULL_SILENCE.as_secs())),
@@ -116,6 +123,16 @@ impl Images {
             serveraddress: host.map(str::to_owned),
             ..DockerCredentials::default()
         })
+    }
+}
+
+/// Extraction counts again from zero: only the way down is shown.
+fn show(bar: &PullBar, info: &CreateImageInfo) {
+    let bytes = |count: Option<i64>| count.and_then(|count| u64::try_from(count).ok());
+    let detail = info.progress_detail.as_ref().filter(|_| info.status.as_deref() == Some("Downloading"));
+    let Some((id, detail)) = info.id.as_ref().zip(detail) else { return };
+    if let (Some(done), Some(total)) = (bytes(detail.current), bytes(detail.total)) {
+        bar.layer(id, done, total);
     }
 }
 

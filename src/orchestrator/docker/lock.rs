@@ -1,4 +1,4 @@
-//! The lock of a manager: a container of one name, which the engine makes unique.
+//! The lock of a manager and platform: a container of one name, which the engine makes unique.
 //!
 //! It is taken over when it has expired, or when the process that holds it is seen to be gone. Taking over removes the
 //! lock by its id, so that of two passes that both saw it expired only one can.
@@ -6,19 +6,26 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use bollard::models::ContainerSummary;
 use bollard::query_parameters::InspectContainerOptions;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::record::LABEL_OWNER;
 use super::{Docker, FAILED, status};
 use crate::holder::{self, Holder};
+use crate::model::Cure;
 use crate::orchestrator::versioned::{decode, encode};
 use crate::orchestrator::{Orchestrator, OrchestratorError};
 
-const LABEL_LOCK: &str = "xtm-reconcile.lock";
+pub(super) const LABEL_LOCK: &str = "xtm-reconcile.lock";
+/// How long a lock of an earlier version counts whose label cannot be read.
+const FORMER_TTL: Duration = Duration::from_hours(1);
 /// Times that a lock which vanishes between two looks is tried for again.
 const TRIES: usize = 5;
+
+const LOCKED: Cure = Cure(
+    "wait for that pass; if its process is gone for good, remove the container that the lock is, or wait until it expires",
+);
 
 /// A lock that is held.
 pub struct DockerLock {
@@ -42,7 +49,7 @@ struct Found {
 
 impl Docker {
     pub(super) async fn take_lock(&self, holder: &Holder, ttl: Duration) -> Result<DockerLock, OrchestratorError> {
-        let name = format!("xtm-reconcile-lock-{}", self.owner.manager);
+        let name = format!("xtm-reconcile-lock-{}-{}", self.owner.manager, self.owner.platform.label());
         let mut found = None;
         for _ in 0..TRIES {
             match self.try_lock(&name, holder, ttl).await? {
@@ -89,14 +96,22 @@ impl Docker {
             Err(error) => return Err(self.refused("looking at the lock")(error)),
         };
         let labels = inspected.config.and_then(|config| config.labels).unwrap_or_default();
-        if labels.get(LABEL_OWNER).map(String::as_str) != Some(self.owner.manager.as_str()) {
+        if !self.is_marker_of_ours(&labels) {
             let why = format!("its name {name} is taken by a container of somebody else: rename or remove that one");
             let what = "taking the lock".to_owned();
             return Err(OrchestratorError::Refused { what, place: self.place(), why, cure: FAILED });
         }
-        let state = labels.get(LABEL_LOCK).and_then(|text| decode::<LockState>(text).ok());
         let created = inspected.created.and_then(|text| text.parse().ok()).unwrap_or_default();
-        Ok(Some(Found { id: inspected.id.unwrap_or_default(), state, created }))
+        Ok(Some(Found { id: inspected.id.unwrap_or_default(), state: state(&labels), created }))
+    }
+
+    /// An error when a pass of an earlier version, whose lock has another name, is still at work.
+    pub(super) fn heed_former_lock(&self, summary: &ContainerSummary) -> Result<(), OrchestratorError> {
+        let state = summary.labels.as_ref().and_then(state);
+        let created = summary.created.and_then(|second| Timestamp::from_second(second).ok()).unwrap_or_default();
+        let found = Found { id: summary.id.clone().unwrap_or_default(), state, created };
+        // How long one that cannot be read was meant to last is not known: as long as the longest pass.
+        if is_void(&found, FORMER_TTL) { Ok(()) } else { Err(self.locked(Some(&found), FORMER_TTL)) }
     }
 
     fn locked(&self, found: Option<&Found>, ttl: Duration) -> OrchestratorError {
@@ -106,7 +121,7 @@ impl Docker {
             holder,
             since: format!("{since:.0}"),
             until: format!("{until:.0}"),
-            cure: "wait for that pass; if its process is gone for good, remove the container that the lock is, or wait until it expires",
+            cure: LOCKED,
         };
         match found {
             Some(Found { state: Some(LockState { holder, since, until }), .. }) => {
@@ -119,6 +134,10 @@ impl Docker {
             None => text("several passes at once".to_owned(), Timestamp::now(), Timestamp::now()),
         }
     }
+}
+
+fn state(labels: &HashMap<String, String>) -> Option<LockState> {
+    labels.get(LABEL_LOCK).and_then(|text| decode(text).ok())
 }
 
 /// Whether nobody can hold it any more. One whose label cannot be read expires by its age.

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::{Docker, status};
 use crate::desired::Desired;
 use crate::memory::Memory;
-use crate::model::{Change, ConfigHash, ConnectorId, Handle, Phase, Vitals, Workload};
+use crate::model::{Change, ConfigHash, ConnectorId, Handle, Phase, PlatformKind, Vitals, Workload};
 use crate::orchestrator::{Look, Observation, OrchestratorError};
 use crate::render::{LABEL_CONNECTOR, LABEL_HASH, LABEL_MANAGER, LABEL_PLATFORM, VARIABLE_HASH};
 use crate::secret::Secret;
@@ -77,12 +77,12 @@ impl Docker {
         Ok(observation)
     }
 
-    /// Ours, or whose it is in words.
-    fn workload(&self, summary: &ContainerSummary) -> Result<Workload, String> {
-        let none = HashMap::new();
-        let labels = summary.labels.as_ref().unwrap_or(&none);
+    /// The connector of a container of ours, and the platform that its label names; or whose it is, in words.
+    pub(super) fn ownership(
+        &self,
+        labels: &HashMap<String, String>,
+    ) -> Result<(ConnectorId, Option<PlatformKind>), String> {
         let label = |name: &str| labels.get(name).map(String::as_str);
-        let name = names(summary).next().unwrap_or_default().to_owned();
         match label(LABEL_MANAGER) {
             Some(manager) if manager == self.owner.manager.as_str() => {}
             Some(other) => return Err(format!("a container of the manager {other}")),
@@ -91,11 +91,20 @@ impl Docker {
         let connector = label(LABEL_CONNECTOR)
             .and_then(|id| ConnectorId::new(id).ok())
             .ok_or_else(|| format!("a container of this manager without a usable {LABEL_CONNECTOR} label"))?;
-        let platform = match label(LABEL_PLATFORM) {
-            None => None,
-            Some(label) if label == self.owner.platform.label() => Some(self.owner.platform),
-            Some(other) => return Err(format!("a connector of the platform {other}")),
-        };
+        match label(LABEL_PLATFORM) {
+            None => Ok((connector, None)),
+            Some(label) if label == self.owner.platform.label() => Ok((connector, Some(self.owner.platform))),
+            Some(other) => Err(format!("a connector of the platform {other}")),
+        }
+    }
+
+    /// Ours, or whose it is in words.
+    fn workload(&self, summary: &ContainerSummary) -> Result<Workload, String> {
+        let none = HashMap::new();
+        let labels = summary.labels.as_ref().unwrap_or(&none);
+        let (connector, platform) = self.ownership(labels)?;
+        let label = |name: &str| labels.get(name).map(String::as_str);
+        let name = names(summary).next().unwrap_or_default().to_owned();
         Ok(Workload {
             handle: Handle(summary.id.clone().unwrap_or_default()),
             name,

@@ -13,14 +13,17 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
 
+use super::lock::LABEL_LOCK;
 use super::{Docker, FAILED, status};
 use crate::memory::{ConnectorMemory, Memory, Registration};
-use crate::model::{ConfigHash, ConnectorId};
+use crate::model::{ConfigHash, ConnectorId, PlatformKind};
 use crate::orchestrator::versioned::{decode, encode};
 use crate::orchestrator::{OrchestratorError, Recalled};
 
-/// Whose record or lock a container is.
-pub(super) const LABEL_OWNER: &str = "xtm-reconcile.manager";
+/// Which manager's record or lock a container is.
+const LABEL_OWNER: &str = "xtm-reconcile.manager";
+/// Of which platform. Version 0.1 knew OpenCTI alone and wrote none.
+const LABEL_PLATFORM: &str = "xtm-reconcile.platform";
 const LABEL_RECORD: &str = "xtm-reconcile.record";
 const LABEL_REGISTRATION: &str = "xtm-reconcile.registration";
 const LABEL_ADOPTED: &str = "xtm-reconcile.adopted";
@@ -49,21 +52,36 @@ pub(super) struct Records {
 }
 
 impl Docker {
-    /// Reads the newest readable record.
+    /// Whether a record or lock with these labels belongs to this lane. One without a platform is of a version that knew
+    /// OpenCTI alone.
+    pub(super) fn is_marker_of_ours(&self, labels: &HashMap<String, String>) -> bool {
+        let label = |name: &str| labels.get(name).map(String::as_str);
+        let platform = label(LABEL_PLATFORM).unwrap_or(PlatformKind::OpenCti.label());
+        label(LABEL_OWNER) == Some(self.owner.manager.as_str()) && platform == self.owner.platform.label()
+    }
+
+    /// Reads the newest readable record. One that an earlier version wrote has to be written anew, under its new name.
     pub(super) async fn read_record(&self) -> Result<Records, OrchestratorError> {
         let mut records = Records::default();
         let mut best: Option<(u64, HashMap<String, String>)> = None;
         let owner = format!("{LABEL_OWNER}={}", self.owner.manager);
-        let filters = HashMap::from([("label", vec![owner, LABEL_RECORD.to_owned()])]);
+        let filters = HashMap::from([("label", vec![owner])]);
         for summary in self.list(&filters).await? {
-            let (Some(id), Some(labels)) = (summary.id, summary.labels) else { continue };
+            let Some(labels) = summary.labels.as_ref().filter(|labels| self.is_marker_of_ours(labels)) else {
+                continue;
+            };
+            let is_former = !labels.contains_key(LABEL_PLATFORM);
+            if is_former && labels.contains_key(LABEL_LOCK) {
+                self.heed_former_lock(&summary)?;
+            }
             let Some(head) = labels.get(LABEL_RECORD) else { continue };
-            records.ids.push(id);
+            records.ids.extend(summary.id.clone());
+            records.recalled.stale |= is_former;
             match decode::<RecordHead>(head) {
                 Ok(head) => {
                     records.seq = records.seq.max(head.seq);
                     if best.as_ref().is_none_or(|(seq, _)| head.seq > *seq) {
-                        best = Some((head.seq, labels));
+                        best = Some((head.seq, labels.clone()));
                     }
                 }
                 Err(why) => {
@@ -74,7 +92,7 @@ impl Docker {
         if let Some((_, labels)) = best {
             read_labels(&labels, &mut records.recalled);
         }
-        records.recalled.stale = records.ids.len() > 1 || !records.recalled.notices.is_empty();
+        records.recalled.stale |= records.ids.len() > 1 || !records.recalled.notices.is_empty();
         Ok(records)
     }
 
@@ -89,7 +107,8 @@ impl Docker {
             cure: FAILED,
         })?;
         // Of a record that cannot be read the number is not known either: its name must not be in the way.
-        let name = format!("xtm-reconcile-record-{}-{seq}-{:08x}", self.owner.manager, fastrand::u32(..));
+        let (manager, platform) = (&self.owner.manager, self.owner.platform.label());
+        let name = format!("xtm-reconcile-record-{manager}-{platform}-{seq}-{:08x}", fastrand::u32(..));
         self.create_marker(&name, labels).await.map_err(self.refused("writing the pass record"))?;
         for id in &before.ids {
             self.remove(id).await.map_err(self.refused("removing the previous pass record"))?;
@@ -104,6 +123,7 @@ impl Docker {
         mut labels: HashMap<String, String>,
     ) -> Result<String, EngineError> {
         labels.insert(LABEL_OWNER.to_owned(), self.owner.manager.to_string());
+        labels.insert(LABEL_PLATFORM.to_owned(), self.owner.platform.label().to_owned());
         let body = ContainerCreateBody {
             image: Some(format!("{EMPTY_IMAGE}:{EMPTY_TAG}")),
             // The engine wants a command; there is none in the image to run.

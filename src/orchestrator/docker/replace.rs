@@ -6,14 +6,16 @@
 //! one, under its temporary name (it is renamed).
 
 use bollard::body_full;
-use bollard::query_parameters::{CreateContainerOptionsBuilder, UploadToContainerOptionsBuilder};
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, InspectContainerOptions, UploadToContainerOptionsBuilder,
+};
 use bytes::Bytes;
 
 use bollard::errors::Error as EngineError;
 
 use super::{Docker, gone, is_transport, part, status, words};
-use crate::model::Handle;
-use crate::orchestrator::StepError;
+use crate::model::{Cure, Handle};
+use crate::orchestrator::{Executed, StepContext, StepError};
 use crate::render::{self, Spec};
 use crate::stop::Stop;
 
@@ -35,8 +37,10 @@ impl Docker {
         let first = if spec.ca.is_some() { spec.name.staged(&spec.hash) } else { name.to_owned() };
         let handle = self.create(spec, &first).await?;
         let finished = async {
-            if first != name {
-                self.rename(&handle.0, name).await.map_err(part("cannot be named"))?;
+            if first != name
+                && let Err(error) = self.rename(&handle.0, name).await
+            {
+                return Err(self.unnamed(name, error, "cannot be named").await);
             }
             self.start(&handle.0).await.map_err(wont_start)
         };
@@ -53,12 +57,12 @@ impl Docker {
         old: &Old<'_>,
         name: &str,
         start: bool,
-        stop: &Stop,
-    ) -> Result<Handle, StepError> {
-        if let Err(cause) = self.images.ensure(&self.engine, &spec.image, stop).await {
+        context: StepContext<'_>,
+    ) -> Result<Executed, StepError> {
+        if let Err(cause) = self.images.ensure(&self.engine, &spec.image, context.stop).await {
             return Err(self.keep(old, start, cause).await);
         }
-        if stop.cause().is_some() {
+        if context.stop.cause().is_some() {
             return Err(StepError::Stopped("the pass ended before the container was replaced"));
         }
         let new = match self.create(spec, &spec.name.staged(&spec.hash)).await {
@@ -74,10 +78,34 @@ impl Docker {
             let cause = self.discard(&new, cause).await;
             return Err(self.keep(old, start, cause).await);
         }
+        // It has written its last line by now.
+        let last_log = match context.last_log {
+            Some(request) => Some(self.read_log(old.handle, request).await),
+            None => None,
+        };
         // From here on the new one is complete: what fails now is mended by the next pass, not by going back.
         self.remove(&old.handle.0).await.map_err(part("that was replaced cannot be removed"))?;
-        self.rename(&new.0, name).await.map_err(part("cannot be named"))?;
-        Ok(new)
+        if let Err(error) = self.rename(&new.0, name).await {
+            return Err(self.unnamed(name, error, "cannot be named").await);
+        }
+        Ok(Executed { handle: Some(new), last_log })
+    }
+
+    /// Why a container could not get a name: it may be somebody else's by now, of whom the plan knew nothing.
+    pub(super) async fn unnamed(&self, name: &str, error: EngineError, what: &'static str) -> StepError {
+        if status(&error) == Some(409)
+            && let Some(owner) = self.owner_of(name).await
+        {
+            return StepError::NameTaken { name: name.to_owned(), owner };
+        }
+        part(what)(error)
+    }
+
+    /// Whose container has this name, in words; `None` when nobody else's has it.
+    async fn owner_of(&self, name: &str) -> Option<String> {
+        let inspected = self.engine.inspect_container(name, None::<InspectContainerOptions>).await.ok()?;
+        let labels = inspected.config.and_then(|config| config.labels).unwrap_or_default();
+        self.ownership(&labels).err()
     }
 
     /// Creates a container and puts its files into it.
@@ -108,11 +136,7 @@ impl Docker {
                 }
                 Ok(Handle(created.id))
             }
-            Err(error) if status(&error) == Some(409) => {
-                let what = format!("the name {name} was taken since this pass looked");
-                Err(StepError::Engine { what, why: words(&error) })
-            }
-            Err(error) => Err(part("cannot be created")(error)),
+            Err(error) => Err(self.unnamed(name, error, "cannot be created").await),
         }
     }
 
@@ -146,9 +170,15 @@ impl Docker {
     }
 }
 
+const WONT_START: Cure = Cure("see that the image and its settings fit this engine; the next pass tries again");
+
 fn wont_start(error: EngineError) -> StepError {
     // An engine that went away says nothing about the container.
-    if is_transport(&error) { part("cannot be started")(error) } else { StepError::WontStart { why: words(&error) } }
+    if is_transport(&error) {
+        part("cannot be started")(error)
+    } else {
+        StepError::WontStart { what: "the container", why: words(&error), cure: WONT_START }
+    }
 }
 
 fn rolled_back(cause: StepError) -> StepError {

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::model::Cure;
 use crate::orchestrator::OrchestratorError;
 use crate::stop::Stop;
 
@@ -26,18 +27,22 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// Longest wait that an API server may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-pub(super) const CURE_UNREACHABLE: &str =
-    "see that the API server answers at this address, and that the kubeconfig or the service account's CA fits it";
-const CURE_UNREADABLE: &str =
-    "see that this is the address of a Kubernetes API server, and that nothing stands between";
-const CURE_UNAUTHORIZED: &str =
-    "the token or certificate is expired or wrong: renew the kubeconfig, or see that the pod's service account exists";
-const CURE_FORBIDDEN: &str =
-    "grant it: deploy/kubernetes has the Role, and `xtm-reconcile check` lists what is missing";
-const CURE_NO_NAMESPACE: &str = "create the namespace, or mend OPENCTI__DAEMON__KUBERNETES__NAMESPACE";
-const CURE_INVALID: &str = "mend OPENCTI__DAEMON__KUBERNETES__BASE_DEPLOYMENT or ..__IMAGE_RESOURCES, or the policy of the cluster that refuses it";
-const CURE_BUSY: &str = "the API server is overloaded or limits this client; the next pass tries again";
-const CURE_OTHER: &str = "look into the API server's audit log at this time; the next pass tries again";
+pub(super) const CURE_UNREACHABLE: Cure = Cure(
+    "see that the API server answers at this address, and that the kubeconfig or the service account's CA fits it",
+);
+const CURE_UNREADABLE: Cure =
+    Cure("see that this is the address of a Kubernetes API server, and that nothing stands between");
+const CURE_UNAUTHORIZED: Cure = Cure(
+    "the token or certificate is expired or wrong: renew the kubeconfig, or see that the pod's service account exists",
+);
+const CURE_FORBIDDEN: Cure =
+    Cure("grant it: deploy/kubernetes has the Role, and `xtm-reconcile check` lists what is missing");
+const CURE_NO_NAMESPACE: Cure = Cure("create the namespace, or mend P__DAEMON__KUBERNETES__NAMESPACE");
+const CURE_INVALID: Cure = Cure(
+    "mend P__DAEMON__KUBERNETES__BASE_DEPLOYMENT or P__DAEMON__KUBERNETES__IMAGE_RESOURCES, or the policy of the cluster that refuses it",
+);
+const CURE_BUSY: Cure = Cure("the API server is overloaded or limits this client; the next pass tries again");
+const CURE_OTHER: Cure = Cure("look into the API server's audit log at this time; the next pass tries again");
 
 /// A kind of object in the namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

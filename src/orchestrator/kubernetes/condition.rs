@@ -27,7 +27,10 @@ pub(super) struct Condition {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LogSource {
     pub(super) pod: String,
+    pub(super) pod_uid: String,
     pub(super) container: String,
+    /// When the run before the current one ended, where there was one.
+    pub(super) ended_at: Option<Timestamp>,
     /// The run before the current one.
     pub(super) previous: bool,
     /// The current run.
@@ -99,7 +102,7 @@ fn stuck(pod: &Pod, now: Timestamp) -> Option<Trouble> {
         Some(deleted) => (deleted, format!("the pod {name} has not ended in {minutes} minutes; its node may be gone")),
         None => (pod.metadata.creation_timestamp?, format!("the pod {name} is in no state in {minutes} minutes")),
     };
-    (since.duration_until(now) > STUCK).then_some(Trouble { kind: TroubleKind::Stuck, detail })
+    (since.duration_until(now) > STUCK).then_some(super::trouble::trouble(TroubleKind::Stuck, detail))
 }
 
 fn vitals(pod: &Pod) -> Vitals {
@@ -171,7 +174,7 @@ fn out_of_memory(container: &ContainerStatus, now: Timestamp) -> Option<Trouble>
 
 fn trouble(kind: TroubleKind, reason: &str, words: Option<&str>) -> Trouble {
     let words = words.map(str::trim).filter(|words| !words.is_empty());
-    Trouble { kind, detail: words.map_or_else(|| reason.to_owned(), |words| format!("{reason}: {words}")) }
+    super::trouble::trouble(kind, words.map_or_else(|| reason.to_owned(), |words| format!("{reason}: {words}")))
 }
 
 fn is_backing_off(container: &ContainerStatus) -> bool {
@@ -196,6 +199,8 @@ fn log(pod: &Pod, now: Timestamp) -> Option<LogSource> {
     let waits = container.state.waiting.is_some();
     let previous = crashed && (waits || young);
     let current = !(waits && (previous || container.restart_count == 0));
-    let (pod, container) = (pod.metadata.name.clone(), container.name.clone());
-    (previous || current).then_some(LogSource { pod, container, previous, current })
+    let ended_at = container.last_state.terminated.as_ref().and_then(|end| end.finished_at);
+    let (pod_uid, pod) = (pod.metadata.uid.clone(), pod.metadata.name.clone());
+    let container = container.name.clone();
+    (previous || current).then_some(LogSource { pod, pod_uid, container, ended_at, previous, current })
 }

@@ -1,4 +1,4 @@
-//! The Lease of a manager: lock and pass record.
+//! The Lease of a manager and platform: lock and pass record.
 //!
 //! It is held for a short time and renewed while the pass runs, so that a pass that was killed is followed soon. Every write
 //! names the version that it changes, so that of two passes that both saw it expired only one can take it.
@@ -17,9 +17,10 @@ use super::api::{Api, ApiError, Kind};
 use super::{ANNOTATION_REGISTRATION, Kubernetes};
 use crate::holder::Holder;
 use crate::memory::{Memory, Registration};
+use crate::model::Cure;
 use crate::orchestrator::versioned::{decode, encode};
 use crate::orchestrator::{OrchestratorError, Recalled};
-use crate::render::LABEL_MANAGER;
+use crate::render::{LABEL_MANAGER, LABEL_PLATFORM};
 use crate::stop::{Cause, Stop};
 
 /// A Lease that was not renewed for so long is free, in seconds.
@@ -28,8 +29,8 @@ const DURATION_S: i32 = 60;
 const RENEW: Duration = Duration::from_secs(15);
 /// Times that a Lease which changes between two looks is tried for again.
 const TRIES: usize = 5;
-const CURE_LOCKED: &str =
-    "wait for that pass; if it is gone for good, its Lease expires a minute after its last sign of life";
+const CURE_LOCKED: Cure =
+    Cure("wait for that pass; if it is gone for good, its Lease expires a minute after its last sign of life");
 
 /// A Lease that is held.
 pub struct HeldLease {
@@ -59,7 +60,10 @@ impl Kubernetes {
             };
             let begun = Instant::now();
             let taken = match &found {
-                None => self.create_lease(&name, &holder).await,
+                None => {
+                    self.heed_former_lease().await?;
+                    self.create_lease(&name, &holder).await
+                }
                 Some(lease) => self.take_over_lease(lease, &name, &holder).await?,
             };
             match taken {
@@ -78,10 +82,53 @@ impl Kubernetes {
         let lease = json!({
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": { "name": name, "labels": { LABEL_MANAGER: self.owner.manager.as_str() } },
+            "metadata": { "name": name, "labels": {
+                LABEL_MANAGER: self.owner.manager.as_str(),
+                LABEL_PLATFORM: self.owner.platform.label(),
+            } },
             "spec": fields(holder, 0),
         });
         self.api.create(Kind::Leases, &lease).await
+    }
+
+    /// An error while somebody holds it.
+    fn expect_free(&self, spec: &LeaseSpec) -> Result<(), OrchestratorError> {
+        let (Some(held_by), Some(until)) = (held_by(spec), expiry(spec)) else { return Ok(()) };
+        if until <= Timestamp::now() {
+            return Ok(());
+        }
+        let since =
+            spec.acquire_time.as_ref().map_or_else(|| "a time unknown".to_owned(), |time| format!("{:.0}", time.0));
+        Err(OrchestratorError::Locked {
+            place: self.api.place.clone(),
+            holder: in_words(held_by),
+            since,
+            until: format!("{until:.0} unless it is renewed"),
+            cure: CURE_LOCKED,
+        })
+    }
+
+    /// An error when a pass of version 0.1, whose Lease has another name, is still at work. Asked once, when there is no Lease of
+    /// this version yet.
+    async fn heed_former_lease(&self) -> Result<(), OrchestratorError> {
+        match self.former_lease().await? {
+            Some(Lease { spec: Some(spec), .. }) => self.expect_free(&spec),
+            _ => Ok(()),
+        }
+    }
+
+    /// The Lease of version 0.1, where this manager has one. It stays: it may own the pull secret that Deployments refer to.
+    async fn former_lease(&self) -> Result<Option<Lease>, OrchestratorError> {
+        let Some(name) = self.former_lease_name() else { return Ok(None) };
+        match self.api.get::<Lease>(Kind::Leases, &name).await {
+            Ok(lease) => {
+                let labels = lease.metadata.labels.as_ref();
+                let owner = labels.and_then(|labels| labels.get(LABEL_MANAGER)).map(String::as_str);
+                Ok((owner == Some(self.owner.manager.as_str())).then_some(lease))
+            }
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Takes a Lease that nobody holds any more, as long as it is still the one that was looked at.
@@ -97,29 +144,17 @@ impl Kubernetes {
                 what: "taking the lock".to_owned(),
                 place: self.api.place.clone(),
                 why: format!("the Lease {name} has not this manager's {LABEL_MANAGER} label: it is somebody else's"),
-                cure: "delete or rename that Lease, or use another namespace",
+                cure: Cure("delete or rename that Lease, or use another namespace"),
             });
         }
         let none = LeaseSpec::default();
         let spec = lease.spec.as_ref().unwrap_or(&none);
-        let held_by = spec.holder_identity.as_deref().filter(|holder| !holder.is_empty());
+        let held_by = held_by(spec);
         if held_by == Some(holder) {
             // Taken by a request whose answer was lost.
             return Ok(Ok(lease.clone()));
         }
-        if let (Some(held_by), Some(until)) = (held_by, expiry(spec))
-            && until > Timestamp::now()
-        {
-            let since =
-                spec.acquire_time.as_ref().map_or_else(|| "a time unknown".to_owned(), |time| format!("{:.0}", time.0));
-            return Err(OrchestratorError::Locked {
-                place: self.api.place.clone(),
-                holder: in_words(held_by),
-                since,
-                until: format!("{until:.0} unless it is renewed"),
-                cure: CURE_LOCKED,
-            });
-        }
+        self.expect_free(spec)?;
         if let Some(held_by) = held_by {
             tracing::warn!(lease = name, holder = held_by, "taking over the lock of a pass that is gone");
         }
@@ -155,12 +190,23 @@ impl Kubernetes {
                 Ok(lease) => lease,
                 Err(error) if error.is_absent() => {
                     self.see_namespace().await?;
-                    return Ok(Recalled::default());
+                    Lease::default()
                 }
                 Err(error) => return Err(error.into()),
             },
         };
+        let noted = |lease: &Lease| {
+            lease.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(ANNOTATION_REGISTRATION))
+        };
         let mut recalled = Recalled::default();
+        let lease = match self.former_lease_if(!noted(&lease)).await? {
+            Some(former) => {
+                // To be written under the new name.
+                recalled.stale = true;
+                former
+            }
+            None => lease,
+        };
         let text = lease.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION_REGISTRATION));
         match text.map(|text| decode::<Registration>(text)).transpose() {
             Ok(registration) => recalled.memory.registration = registration,
@@ -170,6 +216,10 @@ impl Kubernetes {
             }
         }
         Ok(recalled)
+    }
+
+    async fn former_lease_if(&self, wanted: bool) -> Result<Option<Lease>, OrchestratorError> {
+        if wanted { self.former_lease().await } else { Ok(None) }
     }
 
     /// An error when there is no namespace. Who may not ask is not told.
@@ -263,6 +313,10 @@ fn fields(holder: &str, transitions: i32) -> Value {
 /// The form that the API server wants of a `MicroTime`: six digits after the point.
 fn micro_time() -> String {
     format!("{:.6}", Timestamp::now())
+}
+
+fn held_by(spec: &LeaseSpec) -> Option<&str> {
+    spec.holder_identity.as_deref().filter(|holder| !holder.is_empty())
 }
 
 fn expiry(spec: &LeaseSpec) -> Option<Timestamp> {

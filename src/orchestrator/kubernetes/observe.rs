@@ -13,7 +13,8 @@ use super::{ANNOTATION_APPLIED, ANNOTATION_MEMORY, Applied, Known, Kubernetes, h
 use crate::desired::Desired;
 use crate::memory::ConnectorMemory;
 use crate::model::{
-    Change, ConfigHash, ConnectorId, CurrentStatus, Handle, Phase, PlatformKind, Trouble, TroubleKind, Vitals, Workload,
+    Change, ConfigHash, ConnectorId, Cure, CurrentStatus, Handle, Phase, PlatformKind, Trouble, TroubleKind, Vitals,
+    Workload,
 };
 use crate::orchestrator::versioned::decode;
 use crate::orchestrator::{Look, Observation, OrchestratorError};
@@ -110,9 +111,11 @@ impl Kubernetes {
         }
     }
 
-    /// Whether a pod is one of this manager's, and runs.
+    /// Whether a pod is one of this manager and platform, and has not ended.
     fn is_left(&self, pod: &Pod) -> bool {
-        pod.metadata.labels.get(LABEL_MANAGER).map(String::as_str) == Some(self.owner.manager.as_str())
+        let label = |name: &str| pod.metadata.labels.get(name).map(String::as_str);
+        label(LABEL_MANAGER) == Some(self.owner.manager.as_str())
+            && label(LABEL_PLATFORM).is_none_or(|platform| platform == self.owner.platform.label())
             && !pod.has_ended()
     }
 
@@ -215,7 +218,7 @@ impl Kubernetes {
             what: format!("looking at Deployment {name}"),
             place: self.api.place.clone(),
             why: format!("its {LABEL_CONNECTOR} label cannot be used: {invalid}"),
-            cure: "somebody changed its labels: put them back, or delete it",
+            cure: Cure("somebody changed its labels: put them back, or delete it"),
         })?;
         let seen = Seen::of(deployment, connector, Some(self.owner.platform), true);
         let its: Vec<&Pod> = its.iter().collect();
@@ -335,7 +338,7 @@ fn drift(deployment: &Deployment, hash: Option<&ConfigHash>, applied: &Applied) 
         who.sort_unstable();
         who.dedup();
         let who = if who.is_empty() { "fields were removed".to_owned() } else { format!("by {}", who.join(", ")) };
-        Trouble { kind: TroubleKind::Drifted, detail: who }
+        super::trouble::trouble(TroubleKind::Drifted, who)
     })
 }
 
@@ -359,7 +362,7 @@ impl From<ApiError> for crate::orchestrator::StepError {
     fn from(error: ApiError) -> Self {
         match error.failure {
             Failure::Stopped => Self::Stopped("the pass ended before the API server answered"),
-            _ => Self::Api(error.into()),
+            _ => Self::Request(error.into()),
         }
     }
 }

@@ -11,12 +11,12 @@ use super::api::{ApiError, FIELD_MANAGER, Kind};
 use super::objects::{Deployment, Page, Pod};
 use super::ownership::{self, Takeover};
 use super::{ANNOTATION_APPLIED, ANNOTATION_MEMORY, Applied, Known, Kubernetes, handle};
-use crate::model::{ConnectorId, Handle, short_hash};
+use crate::model::{ConnectorId, Cure, Handle, short_hash};
 use crate::orchestrator::versioned::encode;
 use crate::orchestrator::{OrchestratorError, StepError};
 use crate::plan::Obstacle;
 use crate::render::kubernetes::{self as render, Shape};
-use crate::render::{LABEL_CONNECTOR, LABEL_MANAGER, Spec};
+use crate::render::{LABEL_CONNECTOR, LABEL_MANAGER, LABEL_PLATFORM, Spec};
 use crate::stop::{Cause, Stop};
 
 /// Longest wait for the pods of a Deployment to end; the default grace period of a pod is 30 s.
@@ -27,6 +27,8 @@ const END_POLL: Duration = Duration::from_millis(500);
 const TAKEOVER_TRIES: usize = 5;
 /// Ends of the two names that a connector's Secret can have: a change is written to the one that is not in use.
 const SLOTS: [&str; 2] = ["env-a", "env-b"];
+
+const CURE_CHANGED: Cure = Cure("see who else changes or deletes it; the next pass tries again");
 
 impl Kubernetes {
     /// Makes a Deployment that does not exist. It starts, and counts as complete, once everything is there.
@@ -40,8 +42,8 @@ impl Kubernetes {
             Err(error) if error.code() == 409 => self.api.get::<Value>(Kind::Deployments, name).await?,
             Err(error) => return Err(error.into()),
         };
-        if !self.is_its(&object, &spec.connector) {
-            return Err(StepError::NameTaken { name: name.to_owned(), kind: "Deployment" });
+        if let Some(owner) = self.other_owner(&object, &spec.connector) {
+            return Err(StepError::NameTaken { name: name.to_owned(), owner });
         }
         self.converge(spec, object, start).await
     }
@@ -108,7 +110,7 @@ impl Kubernetes {
         let (name, uid) = (meta.name.as_str(), meta.uid.as_str());
         if meta.deletion_timestamp.is_some() {
             let (what, why) = (format!("the Deployment {name}"), "it is being deleted".to_owned());
-            return Err(StepError::Engine { what, why });
+            return Err(StepError::Refused { what, why, cure: CURE_CHANGED });
         }
         let pull_secret = self.pull_secret().await?;
         let current = secret_in(&target);
@@ -217,13 +219,20 @@ impl Kubernetes {
             }
         }
         let (what, why) = (format!("the Deployment {name}"), "it changes all the time".to_owned());
-        Err(StepError::Engine { what, why })
+        Err(StepError::Refused { what, why, cure: CURE_CHANGED })
     }
 
-    /// Ours, and this connector's.
-    fn is_its(&self, object: &Value, connector: &ConnectorId) -> bool {
+    /// Whose a Deployment is, in words; `None` when it is this connector's own.
+    fn other_owner(&self, object: &Value, connector: &ConnectorId) -> Option<String> {
         let label = |name: &str| object.pointer("/metadata/labels")?.get(name)?.as_str();
-        label(LABEL_MANAGER) == Some(self.owner.manager.as_str()) && label(LABEL_CONNECTOR) == Some(connector.as_str())
+        let (manager, platform) = (self.owner.manager.as_str(), self.owner.platform.label());
+        match (label(LABEL_MANAGER), label(LABEL_PLATFORM), label(LABEL_CONNECTOR)) {
+            (None, ..) => Some("a Deployment that no connector manager made".to_owned()),
+            (Some(other), ..) if other != manager => Some(format!("a Deployment of the manager {other}")),
+            (_, Some(other), _) if other != platform => Some(format!("a connector of the platform {other}")),
+            (.., Some(id)) if id == connector.as_str() => None,
+            (.., other) => Some(format!("the connector {}", other.unwrap_or("of an unknown id"))),
+        }
     }
 
     /// Stops a Deployment and waits until none of its pods is left. A wait that has begun is not cut short by a signal: what
@@ -255,7 +264,7 @@ impl Kubernetes {
     /// The pull secret for the configured registry, made or brought up to date once in a pass. `None` without a login.
     pub(super) async fn pull_secret(&self) -> Result<Option<String>, ApiError> {
         let Some((lease_name, lease_uid)) = self.lease_owner() else { return Ok(None) };
-        let name = format!("{}-registry", self.lease_name());
+        let name = self.pull_secret_name();
         let Some(secret) = render::pull_secret(&self.registry, &name, &self.owner.manager, (&lease_name, &lease_uid))
         else {
             return Ok(None);
@@ -280,7 +289,7 @@ fn secret_name(name: &str, uid: &str, slot: &str) -> String {
 
 fn made_anew(name: &str) -> StepError {
     let (what, why) = (format!("the Deployment {name}"), "it was made anew by somebody else meanwhile".to_owned());
-    StepError::Engine { what, why }
+    StepError::Refused { what, why, cure: CURE_CHANGED }
 }
 
 fn read(object: &Value) -> Result<Deployment, StepError> {

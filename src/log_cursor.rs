@@ -1,0 +1,198 @@
+//! How far a workload's log has been delivered to a platform that appends what it is sent. Pure.
+//!
+//! A line is told from its neighbours by the time that the engine noted for it, and lines of the same instant by their
+//! number: a log that was rotated meanwhile still has both, and the lines of another container have another source.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// The last line that was delivered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogCursor {
+    /// What wrote the log: a container's id, a pod's uid.
+    pub source: String,
+    /// The engine's time of the last line.
+    pub at: Timestamp,
+    /// How many lines of that very instant were delivered.
+    pub lines: u32,
+}
+
+/// Which part of a log is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogPart<'a> {
+    /// The last lines, whether or not they were delivered before.
+    Last(u32),
+    /// What the cursor has not seen.
+    New {
+        /// Where the last delivery ended; `None` when there was none.
+        after: Option<&'a LogCursor>,
+        /// Lines that a first delivery takes, the newest ones.
+        first: u32,
+        /// Lines that any later delivery takes at most, the newest ones.
+        most: u32,
+    },
+}
+
+/// Where reading one source begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start<'a> {
+    /// With the last so many lines.
+    Last(u32),
+    /// Behind the cursor, with at most so many lines.
+    Behind(&'a LogCursor, u32),
+}
+
+impl<'a> LogPart<'a> {
+    /// Where to begin in the log of `source`. Of one that the cursor is not about, nothing was delivered yet.
+    #[must_use]
+    pub fn start(self, source: &str) -> Start<'a> {
+        match self {
+            Self::Last(lines) => Start::Last(lines),
+            Self::New { after: None, first, .. } => Start::Last(first),
+            Self::New { after: Some(cursor), most, .. } if cursor.source == source => Start::Behind(cursor, most),
+            Self::New { most, .. } => Start::Last(most),
+        }
+    }
+
+    /// Whether the engine has to give the time of each line.
+    #[must_use]
+    pub fn needs_times(self) -> bool {
+        matches!(self, Self::New { .. })
+    }
+}
+
+/// Sorts the lines of one source into delivered and new, in the order of the log.
+#[derive(Debug)]
+pub struct Follower<'a> {
+    source: &'a str,
+    behind: Option<&'a LogCursor>,
+    /// Lines of the cursor's instant that were seen.
+    passed: u32,
+    newest: Option<(Timestamp, u32)>,
+    /// Whether anything was seen that is not older than the cursor.
+    reached: bool,
+}
+
+impl<'a> Follower<'a> {
+    /// Begins where `start` says.
+    #[must_use]
+    pub fn new(source: &'a str, start: Start<'a>) -> Self {
+        let behind = match start {
+            Start::Behind(cursor, _) => Some(cursor),
+            Start::Last(_) => None,
+        };
+        Self { source, behind, passed: 0, newest: behind.map(|cursor| (cursor.at, cursor.lines)), reached: false }
+    }
+
+    /// Takes the time of the next line; tells whether that line is new.
+    pub fn is_new(&mut self, at: Timestamp) -> bool {
+        if let Some(cursor) = self.behind {
+            if at < cursor.at {
+                return false;
+            }
+            self.reached = true;
+            if at == cursor.at && self.passed < cursor.lines {
+                self.passed += 1;
+                return false;
+            }
+        }
+        self.newest = match self.newest {
+            Some((newest, lines)) if newest == at => Some((at, lines.saturating_add(1))),
+            Some((newest, lines)) if newest > at => Some((newest, lines)),
+            _ => Some((at, 1)),
+        };
+        true
+    }
+
+    /// Whether the log holds nothing that is as new as the cursor. The line that the cursor is about is the newest of a log
+    /// that is quiet: when even that one is missing, the log was emptied, or the cursor is not true.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.behind.is_some() && !self.reached
+    }
+
+    /// The cursor after these lines; `None` when nothing was ever delivered and there was nothing.
+    #[must_use]
+    pub fn cursor(&self) -> Option<LogCursor> {
+        self.newest.map(|(at, lines)| LogCursor { source: self.source.to_owned(), at, lines })
+    }
+}
+
+/// Takes the time off a line that begins with one in RFC 3339, as engines write it. `None`: it has none.
+#[must_use]
+pub fn split_time(line: &[u8]) -> Option<(Timestamp, &[u8])> {
+    let end = line.iter().take(64).position(|byte| *byte == b' ')?;
+    let (time, rest) = line.split_at(end);
+    let at = std::str::from_utf8(time).ok()?.parse().ok()?;
+    Some((at, rest.get(1..).unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::{Follower, LogCursor, LogPart, Start, split_time};
+
+    fn at(nanosecond: i64) -> Timestamp {
+        Timestamp::from_nanosecond(i128::from(nanosecond)).unwrap()
+    }
+
+    /// Delivers in several passes of random sizes and gives what arrived.
+    fn deliver(log: &[Timestamp], passes: &[usize]) -> Vec<usize> {
+        let mut cursor: Option<LogCursor> = None;
+        let mut arrived = Vec::new();
+        for end in passes {
+            let part = LogPart::New { after: cursor.as_ref(), first: u32::MAX, most: u32::MAX };
+            let mut follower = Follower::new("c", part.start("c"));
+            arrived.extend(log.iter().take(*end).enumerate().filter(|(_, at)| follower.is_new(**at)).map(|(n, _)| n));
+            cursor = follower.cursor();
+        }
+        arrived
+    }
+
+    #[test]
+    fn every_line_arrives_once_however_the_passes_fall_and_however_many_share_an_instant() {
+        for seed in 0..200 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut time = 0;
+            let log: Vec<Timestamp> = std::iter::repeat_with(|| {
+                time += i64::from(random.u8(..3) / 2);
+                at(time)
+            })
+            .take(40)
+            .collect();
+            let mut passes: Vec<usize> = std::iter::repeat_with(|| random.usize(..=40)).take(6).collect();
+            passes.push(40);
+            passes.sort_unstable();
+            assert_eq!(deliver(&log, &passes), (0..40).collect::<Vec<_>>(), "seed {seed}, passes {passes:?}");
+        }
+    }
+
+    #[test]
+    fn of_another_source_everything_is_new_and_of_a_first_delivery_the_last_lines() {
+        let cursor = LogCursor { source: "old".to_owned(), at: at(5), lines: 1 };
+        let part = LogPart::New { after: Some(&cursor), first: 3, most: 9 };
+        assert_eq!(part.start("new"), Start::Last(9));
+        assert_eq!(part.start("old"), Start::Behind(&cursor, 9));
+        assert_eq!(LogPart::New { after: None, first: 3, most: 9 }.start("new"), Start::Last(3));
+    }
+
+    #[test]
+    fn a_cursor_that_no_line_reaches_is_lost_and_one_whose_line_is_the_newest_is_not() {
+        let cursor = LogCursor { source: "c".to_owned(), at: at(50), lines: 1 };
+        let mut follower = Follower::new("c", Start::Behind(&cursor, 9));
+        assert!(!follower.is_new(at(7)) && follower.is_lost());
+        assert!(!follower.is_new(at(50)) && !follower.is_lost());
+        assert_eq!(follower.cursor(), Some(cursor.clone()));
+    }
+
+    #[test]
+    fn the_time_is_taken_off_a_line_and_nothing_else_is_taken_for_one() {
+        let (time, rest) = split_time(b"2026-03-01T12:00:00.000000001Z a line").unwrap();
+        assert_eq!((time.subsec_nanosecond(), rest), (1, &b"a line"[..]));
+        assert_eq!(split_time(b"2026-03-01T12:00:00+01:00 ").unwrap().1, b"");
+        for line in [&b"no time"[..], b"", b"2026-03-01T12:00:00Z", b"2026-13-01T12:00:00Z x"] {
+            assert!(split_time(line).is_none(), "{line:?}");
+        }
+    }
+}
