@@ -1,8 +1,9 @@
 //! One platform's part of a pass: registration check -> pull -> observe -> plan -> apply -> health -> logs -> report.
 
+mod publishing;
 mod registration;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,17 +20,14 @@ use crate::memory::{self, Findings, Memory};
 use crate::model::{ConnectorId, Trouble};
 use crate::orchestrator::docker::Docker;
 use crate::orchestrator::kubernetes::Kubernetes;
-use crate::orchestrator::{
-    LogRequest, Observation, Orchestrator, OrchestratorError, OrchestratorSettings, Owner, Recalled,
-};
+use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, OrchestratorSettings, Owner, Recalled};
 use crate::plan::{self, Plan, Policy, Step};
-use crate::platform::{self, LogDelivery, Platform, PlatformError, PlatformSettings};
+use crate::platform::{self, Platform, PlatformError, PlatformSettings};
 use crate::prepare::{self, Prepared};
-use crate::publish::{self, Published, Publisher};
+use crate::publish::{self, Published};
 use crate::render::{Common, ConnectorProxy, Registry};
 use crate::report::{LaneReport, PlanReport, Stage};
 use crate::restart_window::Assessment;
-use crate::secret::Secret;
 use crate::stop::{Cause, Stop};
 
 /// Added to the pass deadline, so that the lock outlives the steps that finish after it.
@@ -365,39 +363,6 @@ impl Lane<'_> {
         done
     }
 
-    /// What to mask in the logs of workloads that the plan replaces, for a platform that appends: it must get the last lines
-    /// before they are gone.
-    fn secrets_of_last_logs(
-        &self,
-        look: &Look,
-        after: &WorkloadsAfter,
-        with_steps: &BTreeSet<ConnectorId>,
-    ) -> BTreeMap<ConnectorId, Vec<Secret>> {
-        if self.platform.log_delivery() == LogDelivery::Replace || self.pass.limits.logs_tail == 0 {
-            return BTreeMap::new();
-        }
-        let theirs = with_steps.iter().filter_map(|id| {
-            // Without its environment nobody knows what to mask.
-            let environment = &after.workloads.get(id).filter(|one| !one.environment.is_empty())?.environment;
-            let connector = look.desired.connectors.get(id)?;
-            Some((id.clone(), publish::secrets(self.platform.kind(), Some(connector), environment)))
-        });
-        theirs.collect()
-    }
-
-    fn last_logs<'b>(
-        &self,
-        secrets: &'b BTreeMap<ConnectorId, Vec<Secret>>,
-        recalled: &'b Memory,
-    ) -> BTreeMap<ConnectorId, LogRequest<'b>> {
-        let request = |(id, secrets): (&ConnectorId, &'b Vec<Secret>)| {
-            let delivered = recalled.connectors.get(id).and_then(|connector| connector.log.as_ref());
-            let part = publish::log_part(self.platform.log_delivery(), delivered, self.pass.limits.logs_tail);
-            (id.clone(), LogRequest { part, secrets })
-        };
-        secrets.iter().map(request).collect()
-    }
-
     fn report_plan(
         &mut self,
         look: &Look,
@@ -415,81 +380,6 @@ impl Lane<'_> {
             assessments,
             troubles: &after.troubles(),
         });
-    }
-
-    fn publish_state<'b>(
-        &self,
-        desired: &'b Desired,
-        after: &'b WorkloadsAfter,
-        assessments: &'b BTreeMap<ConnectorId, Assessment>,
-        memory: &'b Memory,
-    ) -> publish::State<'b> {
-        let (platform, now) = (self.platform.kind(), Timestamp::now());
-        publish::State { platform, desired, after, assessments, memory, now }
-    }
-
-    async fn publish_rest<O: Orchestrator>(
-        &self,
-        orchestrator: &O,
-        permit: Permit,
-        plan: &Plan,
-        state: publish::State<'_>,
-        outcomes: &mut Outcomes,
-    ) -> Published {
-        let with_steps = after_apply::connectors_with_steps(plan);
-        let mut rest = publish::publications(state, |id| with_steps.contains(id));
-        for one in &mut rest {
-            let places = plan.entries.iter().enumerate().filter(|(_, entry)| entry.connector == one.connector);
-            let mut logs = places.filter_map(|(place, _)| outcomes.get_mut(&place)?.last_log.take());
-            one.last_log = logs.next();
-        }
-        self.publisher(orchestrator, permit).publish(rest).await
-    }
-
-    /// After a list that the platform could not give although it answers.
-    async fn publish_health_alone<O: Orchestrator>(
-        &mut self,
-        orchestrator: &O,
-        permit: Permit,
-        recalled: &Memory,
-        end: &End,
-    ) {
-        let End::Platform(error) = end else { return };
-        if error.is_general() {
-            return;
-        }
-        let nothing = Desired::default();
-        match self.until_stopped(orchestrator.observe(&nothing, recalled)).await {
-            Ok(Ok(observation)) => {
-                let mut memory = recalled.clone();
-                memory.connectors.extend(observation.remembered);
-                let rule = self.settings.policy.loop_rule;
-                let health = publish::health_alone(&observation.observed, &memory, rule, Timestamp::now());
-                let published = self.publisher(orchestrator, permit).publish(health).await;
-                self.report_published(&published);
-            }
-            Ok(Err(error)) => self.report.orchestrator_failed(&error),
-            // The end of the pass is in the report already, or comes there.
-            Err(_) => {}
-        }
-    }
-
-    fn publisher<'b, O: Orchestrator>(&'b self, orchestrator: &'b O, permit: Permit) -> Publisher<'b, O> {
-        Publisher {
-            orchestrator,
-            platform: Arc::clone(&self.platform),
-            permit,
-            tail: self.pass.limits.logs_tail,
-            concurrency: self.pass.concurrency,
-            stop: &self.stop,
-        }
-    }
-
-    fn report_published(&mut self, published: &Published) {
-        self.report.platform.sent = published.sent;
-        for failure in &published.failures {
-            self.report.publish_failed(failure);
-        }
     }
 
     fn next_memory(&self, known: &Known) -> (Memory, BTreeMap<ConnectorId, Assessment>) {
