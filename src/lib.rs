@@ -87,7 +87,7 @@ fn load(args: &PassArgs) -> Result<Settings, ConfigError> {
     // What is not UTF-8 is no setting of ours.
     let environment =
         std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
-    config::load(&args.config, environment, args.allow_prune)
+    config::load(&args.config, environment, args.allow_prune, &[])
 }
 
 fn run_pass(args: &PassArgs, command: pass::Command) -> u8 {
