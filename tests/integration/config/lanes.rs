@@ -217,6 +217,37 @@ fn keys_of_a_platform_without_a_lane_are_not_looked_at() {
 }
 
 #[test]
+fn the_option_runs_only_the_lanes_that_it_names() {
+    for (platforms, lanes) in [
+        (&[][..], &[OpenCti, OpenAev][..]),
+        (&[OpenCti], &[OpenCti]),
+        (&[OpenAev], &[OpenAev]),
+        (&[OpenAev, OpenCti, OpenAev], &[OpenCti, OpenAev]),
+    ] {
+        assert_eq!(kinds(&selected(both(), platforms).unwrap()), lanes, "{platforms:?}");
+    }
+    let told = selected(good(), &[OpenAev]).unwrap_err();
+    assert_eq!(told, "--platform: OpenAEV is not enabled; set OPENAEV__ENABLE=true, or leave the option out");
+    let told = selected(with(both(), &[("OPENCTI__ENABLE", "false")]), &[OpenCti, OpenAev]).unwrap_err();
+    assert_eq!(told, "--platform: OpenCTI is not enabled; set OPENCTI__ENABLE=true, or leave the option out");
+
+    // On the command line: wherever it stands, and only with known names.
+    let program = || Binary::new(env!("CARGO_BIN_EXE_xtm-reconcile")).var("OPENAEV__ENABLE", "true");
+    for (arguments, opencti, openaev) in [
+        (&["check"][..], true, true),
+        (&["check", "--platform", "openaev"], false, true),
+        (&["--platform=opencti", "check"], true, false),
+        (&["--platform", "opencti", "check", "--platform=openaev"], true, true),
+    ] {
+        let told = program().args(arguments).run().expect_code(exit::CONFIG.into()).stdout;
+        assert_eq!(told.contains("OPENCTI__URL: "), opencti, "{arguments:?}:\n{told}");
+        assert_eq!(told.contains("OPENAEV__URL: "), openaev, "{arguments:?}:\n{told}");
+    }
+    let outcome = program().args(["check", "--platform", "openbas"]).run().expect_code(exit::USAGE.into());
+    expect_all(&outcome.stderr, &["openbas", "opencti", "openaev"], "an unknown platform");
+}
+
+#[test]
 fn tenant_and_take_over_are_openaevs_and_ignored_with_a_notice_elsewhere() {
     let platform = |more: &[(&str, &str)]| loaded(&[], with(both(), more)).lanes.remove(1).platform;
     assert_eq!((platform(&[]).tenant, platform(&[]).take_over), (None, false));
