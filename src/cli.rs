@@ -4,8 +4,11 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+
+use crate::model::PlatformKind;
 
 /// Version with what it was built from.
 const BUILD: &str = concat!(
@@ -81,6 +84,9 @@ pub struct PassArgs {
     /// Read this YAML file of the daemon's as well; later ones win, the environment wins over all.
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Vec<PathBuf>,
+    /// Serve this platform alone; repeat it for more. Without it, every platform that is enabled.
+    #[arg(long, value_enum, value_name = "PLATFORM", global = true)]
+    pub platform: Vec<PlatformKind>,
     /// How to print the report.
     #[arg(long, value_enum, default_value_t = Output::Table, global = true)]
     pub output: Output,
@@ -98,18 +104,43 @@ pub enum Output {
     Json,
 }
 
-/// The files of every `--config` in `arguments`, in order. Of an option that may stand before and after the command, clap
-/// keeps one side only. The arguments must be ones that it has accepted.
-#[must_use]
-pub fn config_files(arguments: impl IntoIterator<Item = OsString>) -> Vec<PathBuf> {
-    let mut arguments = arguments.into_iter();
-    let mut files = Vec::new();
+impl ValueEnum for PlatformKind {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.label()))
+    }
+}
+
+impl PassArgs {
+    /// Takes the values of the repeatable options from `arguments`, which clap has accepted: of an option that stands before and
+    /// after the command, clap keeps one side only.
+    #[must_use]
+    pub fn with_all_repeated(mut self, arguments: &[OsString]) -> Self {
+        self.config = repeated("--config", arguments).into_iter().map(PathBuf::from).collect();
+        let platforms = repeated("--platform", arguments);
+        self.platform = platforms
+            .iter()
+            .filter_map(|platform| PlatformKind::from_str(&platform.to_string_lossy(), false).ok())
+            .collect();
+        self
+    }
+}
+
+/// The values of every `option` in `arguments`, in order.
+fn repeated(option: &str, arguments: &[OsString]) -> Vec<OsString> {
+    let mut arguments = arguments.iter();
+    let mut values = Vec::new();
     while let Some(argument) = arguments.next() {
-        if argument == "--config" {
-            files.extend(arguments.next().map(PathBuf::from));
-        } else if let Some(file) = argument.as_bytes().strip_prefix(b"--config=") {
-            files.push(OsString::from_vec(file.to_vec()).into());
+        if argument == option {
+            values.extend(arguments.next().cloned());
+        } else if let Some(value) =
+            argument.as_bytes().strip_prefix(option.as_bytes()).and_then(|rest| rest.strip_prefix(b"="))
+        {
+            values.push(OsString::from_vec(value.to_vec()));
         }
     }
-    files
+    values
 }

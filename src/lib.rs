@@ -68,8 +68,8 @@ pub fn run() -> u8 {
             return code;
         }
     };
-    let Cli { command, pass: mut args } = cli;
-    args.config = cli::config_files(std::env::args_os());
+    let Cli { command, pass } = cli;
+    let args = pass.with_all_repeated(&std::env::args_os().collect::<Vec<_>>());
     match command.unwrap_or(Command::Run) {
         Command::Run => run_pass(&args, pass::Command::Run),
         Command::Plan { detailed_exitcode } => run_pass(&args, pass::Command::Plan { detailed_exitcode }),
@@ -88,7 +88,7 @@ fn load(args: &PassArgs) -> Result<Settings, ConfigError> {
     // What is not UTF-8 is no setting of ours.
     let environment =
         std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
-    config::load(&args.config, environment, args.allow_prune)
+    config::load(&args.config, environment, args.allow_prune, &args.platform)
 }
 
 fn run_pass(args: &PassArgs, command: pass::Command) -> u8 {

@@ -7,56 +7,58 @@ use kube::config::Kubeconfig;
 use serde_json::{Map, Value};
 
 use super::docker::pull_policy;
-use super::parse::Funnel;
-use super::variables::Raw;
+use super::lane::LaneInput;
+use super::parse::FieldParser;
 use crate::orchestrator::kubernetes::{ClusterAccess, KubernetesSettings};
 use crate::render::kubernetes::{self as render, WorkloadDefaults};
 
-const PREFIX: &str = "OPENCTI__DAEMON__KUBERNETES__";
+const GROUP: &str = "DAEMON__KUBERNETES__";
 
-pub(super) fn settle(raw: &Raw, funnel: &mut Funnel) -> Option<KubernetesSettings> {
-    let access = access(raw, funnel);
-    let namespace = raw.opencti__daemon__kubernetes__namespace.as_deref().map(|text| text.trim().to_owned());
+pub(super) fn settle(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<KubernetesSettings> {
+    let access = access(lane, fields);
+    let namespace = lane.texts.daemon__kubernetes__namespace.as_deref().map(|text| text.trim().to_owned());
     if let Some(namespace) = namespace.as_deref().filter(|namespace| !is_dns_label(namespace)) {
         let cure = "use lower-case letters, digits and '-', at most 63";
-        funnel.problem(&format!("{PREFIX}NAMESPACE"), format!("{namespace:?} can be no namespace"), cure);
+        fields.problem(&lane.name(GROUP, "NAMESPACE"), format!("{namespace:?} can be no namespace"), cure);
     }
     let pull_policy = pull_policy(
-        &format!("{PREFIX}IMAGE_PULL_POLICY"),
-        raw.opencti__daemon__kubernetes__image_pull_policy.as_deref(),
-        funnel,
+        &lane.name(GROUP, "IMAGE_PULL_POLICY"),
+        lane.texts.daemon__kubernetes__image_pull_policy.as_deref(),
+        fields,
     );
-    let pull_secrets = funnel
-        .list(&format!("{PREFIX}IMAGE_PULL_SECRETS"), raw.opencti__daemon__kubernetes__image_pull_secrets.as_deref());
+    let pull_secrets = fields
+        .list(&lane.name(GROUP, "IMAGE_PULL_SECRETS"), lane.texts.daemon__kubernetes__image_pull_secrets.as_deref());
     let subdomain = |name: &String| name.split('.').all(is_dns_label);
     if let Some(wrong) = pull_secrets.iter().flatten().find(|name| !subdomain(name)) {
         let cure = "use names of Secrets, comma-separated";
-        funnel.problem(&format!("{PREFIX}IMAGE_PULL_SECRETS"), format!("{wrong:?} can be no Secret's name"), cure);
+        fields.problem(&lane.name(GROUP, "IMAGE_PULL_SECRETS"), format!("{wrong:?} can be no Secret's name"), cure);
     }
     let workload = WorkloadDefaults {
-        base: base(raw, funnel),
+        base: base(lane, fields),
         pull_policy,
         pull_secrets: pull_secrets.unwrap_or_default(),
-        resources: resources(raw, funnel),
+        resources: resources(lane, fields),
     };
     if let Err(why) = render::check(&workload) {
         let cure = "mend it: `kubectl explain deployment.spec` tells its fields";
-        funnel.problem(&format!("{PREFIX}BASE_DEPLOYMENT"), format!("it makes no Deployment: {why}"), cure);
+        fields.problem(&lane.name(GROUP, "BASE_DEPLOYMENT"), format!("it makes no Deployment: {why}"), cure);
     }
     Some(KubernetesSettings { access: access?, namespace, workload })
 }
 
 /// A kubeconfig that is named, else the pod's own service account, else the user's kubeconfig.
-fn access(raw: &Raw, funnel: &mut Funnel) -> Option<ClusterAccess> {
-    let home = || raw.home.as_deref().map(|home| PathBuf::from(home).join(".kube/config")).filter(|path| path.exists());
-    let paths: Vec<PathBuf> = match &raw.kubeconfig {
+fn access(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<ClusterAccess> {
+    let home = || {
+        lane.process.home.as_deref().map(|home| PathBuf::from(home).join(".kube/config")).filter(|path| path.exists())
+    };
+    let paths: Vec<PathBuf> = match &lane.process.kubeconfig {
         // As kubectl does: a list, of which not all have to be there.
         Some(paths) => {
             let all: Vec<PathBuf> = paths.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
             let there: Vec<PathBuf> = all.iter().filter(|path| path.exists()).cloned().collect();
             if there.is_empty() { all } else { there }
         }
-        None if raw.kubernetes_service_host.is_some() => return Some(ClusterAccess::InCluster),
+        None if lane.process.kubernetes_service_host.is_some() => return Some(ClusterAccess::InCluster),
         None => home().into_iter().collect(),
     };
     let mut config: Option<Kubeconfig> = None;
@@ -74,25 +76,28 @@ fn access(raw: &Raw, funnel: &mut Funnel) -> Option<ClusterAccess> {
                     _ => "it is no kubeconfig".to_owned(),
                 };
                 let what = format!("cannot read {}: {why}", path.display());
-                funnel.problem("KUBECONFIG", what, "name a readable kubeconfig");
+                fields.problem("KUBECONFIG", what, "name a readable kubeconfig");
                 return None;
             }
         }
     }
     let Some(mut config) = config else {
-        let cure = "set KUBECONFIG, or run in a pod with a service account; for a Docker engine set OPENCTI__DAEMON__SELECTOR=docker";
-        funnel.problem("KUBECONFIG", "no cluster is configured".to_owned(), cure);
+        let selector = lane.name("DAEMON__", "SELECTOR");
+        let cure = format!(
+            "set KUBECONFIG, or run in a pod with a service account; for a Docker engine set {selector}=docker"
+        );
+        fields.problem("KUBECONFIG", "no cluster is configured".to_owned(), &cure);
         return None;
     };
-    let context = raw.opencti__daemon__kubernetes__context.as_deref().map(|text| text.trim().to_owned());
+    let context = lane.texts.daemon__kubernetes__context.as_deref().map(|text| text.trim().to_owned());
     if let Some(context) = context.as_ref().filter(|name| !config.contexts.iter().any(|known| known.name == **name)) {
         let known: Vec<&str> = config.contexts.iter().map(|context| context.name.as_str()).collect();
         let cure = format!("use one of: {}", known.join(", "));
-        funnel.problem(&format!("{PREFIX}CONTEXT"), format!("the kubeconfig has no context {context}"), &cure);
+        fields.problem(&lane.name(GROUP, "CONTEXT"), format!("the kubeconfig has no context {context}"), &cure);
     }
     if !without_proxy(&mut config, context.as_deref()) {
         let what = "its cluster has a proxy-url, which is not supported".to_owned();
-        funnel.problem("KUBECONFIG", what, "name an address at which the API server is reached directly");
+        fields.problem("KUBECONFIG", what, "name an address at which the API server is reached directly");
     }
     let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     Some(ClusterAccess::Kubeconfig { config: Box::new(config), context, paths: paths.join(":") })
@@ -114,10 +119,10 @@ fn without_proxy(config: &mut Kubeconfig, context: Option<&str>) -> bool {
     direct
 }
 
-fn base(raw: &Raw, funnel: &mut Funnel) -> Map<String, Value> {
+fn base(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Map<String, Value> {
     let given = [
-        ("BASE_DEPLOYMENT_JSON", raw.opencti__daemon__kubernetes__base_deployment_json.as_deref()),
-        ("BASE_DEPLOYMENT", raw.opencti__daemon__kubernetes__base_deployment.as_deref()),
+        ("BASE_DEPLOYMENT_JSON", lane.texts.daemon__kubernetes__base_deployment_json.as_deref()),
+        ("BASE_DEPLOYMENT", lane.texts.daemon__kubernetes__base_deployment.as_deref()),
     ];
     let Some((key, text)) = given.into_iter().find_map(|(key, text)| Some((key, text?))) else {
         return Map::new();
@@ -126,19 +131,19 @@ fn base(raw: &Raw, funnel: &mut Funnel) -> Map<String, Value> {
         Ok(Value::Object(base)) => base,
         Ok(_) => {
             let what = "it is no mapping".to_owned();
-            funnel.problem(&format!("{PREFIX}{key}"), what, "give a Deployment, such as {\"spec\":{\"template\":{…}}}");
+            fields.problem(&lane.name(GROUP, key), what, "give a Deployment, such as {\"spec\":{\"template\":{…}}}");
             Map::new()
         }
         Err(error) => {
             let what = format!("it is not JSON: {error}");
-            funnel.problem(&format!("{PREFIX}{key}"), what, "mend it, or put it into a --config file as YAML");
+            fields.problem(&lane.name(GROUP, key), what, "mend it, or put it into a --config file as YAML");
             Map::new()
         }
     }
 }
 
-fn resources(raw: &Raw, funnel: &mut Funnel) -> Option<Value> {
-    let text = raw.opencti__daemon__kubernetes__image_resources.as_deref()?;
+fn resources(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<Value> {
+    let text = lane.texts.daemon__kubernetes__image_resources.as_deref()?;
     let read = serde_json::from_str::<Value>(text)
         .and_then(|value| serde_json::from_value::<ResourceRequirements>(value.clone()).map(|_| value));
     let read = read.map_err(|error| error.to_string()).and_then(|value| match misfit(&value) {
@@ -149,7 +154,7 @@ fn resources(raw: &Raw, funnel: &mut Funnel) -> Option<Value> {
         Ok(value) => Some(value),
         Err(error) => {
             let cure = "use such as {\"requests\":{\"memory\":\"256Mi\"},\"limits\":{\"memory\":\"1Gi\"}}";
-            funnel.problem(&format!("{PREFIX}IMAGE_RESOURCES"), format!("it is no resources of a pod: {error}"), cure);
+            fields.problem(&lane.name(GROUP, "IMAGE_RESOURCES"), format!("it is no resources of a pod: {error}"), cure);
             None
         }
     }

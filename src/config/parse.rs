@@ -9,25 +9,34 @@ use ureq::http::Uri;
 use super::{Notice, Problem};
 use crate::secret::Secret;
 
-/// Collects what is wrong on the way.
-pub(super) struct Funnel {
+/// Parses fields one by one and collects what is wrong with them.
+pub(super) struct FieldParser {
     pub(super) problems: Vec<Problem>,
     pub(super) notices: Vec<Notice>,
 }
 
-impl Funnel {
+impl FieldParser {
+    /// A fault of a variable that all lanes share is found once for each lane, and kept once.
     pub(super) fn problem(&mut self, variable: &str, what: String, cure: &str) {
-        self.problems.push(Problem::new(variable, what, cure));
+        let problem = Problem::new(variable, what, cure);
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
     }
 
     /// `true`, `1`, `yes`, `on` and their opposites; not set is `false`.
     pub(super) fn flag(&mut self, variable: &str, text: Option<&str>) -> bool {
-        match text.map(|text| text.trim().to_ascii_lowercase()).as_deref() {
-            None | Some("false" | "0" | "no" | "off") => false,
-            Some("true" | "1" | "yes" | "on") => true,
-            Some(other) => {
+        self.choice(variable, text).unwrap_or(false)
+    }
+
+    /// The same, with `None` for what is not set or neither of the two.
+    pub(super) fn choice(&mut self, variable: &str, text: Option<&str>) -> Option<bool> {
+        match text?.trim().to_ascii_lowercase().as_str() {
+            "false" | "0" | "no" | "off" => Some(false),
+            "true" | "1" | "yes" | "on" => Some(true),
+            other => {
                 self.problem(variable, format!("{other:?} is neither true nor false"), "use true or false");
-                false
+                None
             }
         }
     }
@@ -135,6 +144,17 @@ impl Funnel {
         if !usable {
             self.problem(variable, "it is no URL of a proxy".to_owned(), "use http://HOST:PORT");
         }
+    }
+
+    /// A tenant of OpenAEV becomes a part of paths.
+    pub(super) fn tenant(&mut self, variable: &str, text: Option<&str>) -> Option<String> {
+        let text = text?.trim();
+        let usable = text.len() <= 63 && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+        if !usable {
+            let cure = "use letters, digits, '-' and '_', at most 63";
+            self.problem(variable, format!("{text:?} can be no tenant"), cure);
+        }
+        usable.then(|| text.to_owned())
     }
 
     /// PEM texts, or paths of files that hold them.

@@ -5,48 +5,106 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::variables::{Kind, OTHER_PREFIXES, Raw, VARIABLES, declared};
+use super::variables::{
+    Kind, LANE_VARIABLES, LaneTexts, PROCESS_VARIABLES, ProcessTexts, Variable, declared, is_ignored, names,
+    split_prefix,
+};
 use super::{Notice, Problem};
+use crate::model::PlatformKind;
 
 /// Variables by upper-case name.
 type Texts = BTreeMap<String, String>;
 
-/// What was read, and what was wrong with it.
+/// The texts of all layers, and what was wrong or worth a notice while they were read.
 pub(super) struct Source {
-    pub(super) raw: Raw,
+    texts: Texts,
     pub(super) problems: Vec<Problem>,
     pub(super) notices: Vec<Notice>,
 }
 
-/// Reads all layers: `files` in order, later ones win, then `environment`, which wins over all.
-pub(super) fn read(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Source {
-    let mut problems = Vec::new();
-    let mut notices = Vec::new();
-    let mut texts = Texts::new();
-    for file in files {
-        match read_yaml(file) {
-            Ok(layer) => texts.extend(layer),
-            Err(why) => problems.push(Problem::new("--config", why, "name a readable YAML file")),
+impl Source {
+    /// Reads all layers: `files` in order, later ones win, then `environment`, which wins over all. Secrets that are given as
+    /// files are left alone until they are asked for, because those of a platform without a lane are nobody's concern.
+    pub(super) fn read(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Self {
+        let mut problems = Vec::new();
+        let mut texts = Texts::new();
+        for file in files {
+            match read_yaml(file) {
+                Ok(layer) => texts.extend(layer),
+                Err(why) => problems.push(Problem::new("--config", why, "name a readable YAML file")),
+            }
+        }
+        let environment = environment.map(|(name, text)| (name.to_ascii_uppercase(), text));
+        let mut environment: Texts = environment.filter(|(name, _)| is_ours(name)).collect();
+        for given in [&mut texts, &mut environment] {
+            join_indexed(given);
+        }
+        overlay(&mut texts, environment);
+        let notices = judge_names(&texts);
+        Self { texts, problems, notices }
+    }
+
+    pub(super) fn process(&mut self) -> ProcessTexts {
+        self.resolve(PROCESS_VARIABLES, None)
+    }
+
+    pub(super) fn lane(&mut self, platform: PlatformKind) -> LaneTexts {
+        self.resolve(LANE_VARIABLES, Some(platform))
+    }
+
+    /// Whether a platform is to have a lane, as a text.
+    pub(super) fn enable(&self, platform: PlatformKind) -> Option<&str> {
+        let variable = LANE_VARIABLES.iter().find(|variable| variable.field == "enable")?;
+        self.given(&variable.name(Some(platform))).or_else(|| variable.default(Some(platform)))
+    }
+
+    /// The names of what is set and begins with `prefix`.
+    pub(super) fn names_under(&self, prefix: &str) -> Vec<&str> {
+        let names = self.texts.keys().map(String::as_str).filter(|name| name.starts_with(prefix));
+        names.filter(|name| self.given(name).is_some()).collect()
+    }
+
+    /// An empty text counts as not set.
+    fn given(&self, name: &str) -> Option<&str> {
+        self.texts.get(name).map(String::as_str).filter(|text| !text.trim().is_empty())
+    }
+
+    /// The texts of `variables`, or of a platform's keys, with the secrets that are in files and with the defaults.
+    fn resolve<T: DeserializeOwned + Default>(&mut self, variables: &[Variable], platform: Option<PlatformKind>) -> T {
+        let mut resolved = Texts::new();
+        for variable in variables.iter().filter(|variable| variable.serves(platform)) {
+            let name = variable.name(platform);
+            let from_file = if variable.kind == Kind::Secret { self.secret_in_file(&name) } else { None };
+            let text = from_file.or_else(|| self.given(&name).map(str::to_owned));
+            if let Some(text) = text.or_else(|| variable.default(platform).map(str::to_owned)) {
+                resolved.insert(variable.field.to_owned(), text);
+            }
+        }
+        envy::from_iter(resolved).unwrap_or_else(|error| {
+            self.problems.push(Problem::new("environment", error.to_string(), "mend or unset that variable"));
+            T::default()
+        })
+    }
+
+    /// What the file of a secret's `_FILE` form holds. `None`: there is none, or it cannot be used, or it is empty.
+    fn secret_in_file(&mut self, name: &str) -> Option<String> {
+        let file_name = format!("{name}_FILE");
+        let path = self.given(&file_name)?.to_owned();
+        if self.given(name).is_some() {
+            self.problems.push(Problem::new(&file_name, format!("{name} is set as well"), "keep one of the two"));
+            return None;
+        }
+        match read_secret(Path::new(&path), &file_name, &mut self.notices) {
+            Ok(text) => Some(text).filter(|text| !text.trim().is_empty()),
+            Err(error) => {
+                self.problems.push(unreadable_secret(&file_name, &path, &error));
+                None
+            }
         }
     }
-    let mut environment: Texts =
-        environment.map(|(name, text)| (name.to_ascii_uppercase(), text)).filter(|(name, _)| is_ours(name)).collect();
-    for given in [&mut texts, &mut environment] {
-        join_indexed(given);
-    }
-    overlay(&mut texts, environment);
-    read_secret_files(&mut texts, &mut problems, &mut notices);
-    judge_names(&texts, &mut notices);
-    let raw = match envy::from_iter::<_, Raw>(texts) {
-        Ok(raw) => raw.with_defaults(),
-        Err(error) => {
-            problems.push(Problem::new("environment", error.to_string(), "mend or unset that variable"));
-            Raw::default().with_defaults()
-        }
-    };
-    Source { raw, problems, notices }
 }
 
 /// The environment wins, also over the other forms of the same secret in a file.
@@ -65,8 +123,7 @@ fn overlay(texts: &mut Texts, environment: Texts) {
 
 fn is_ours(name: &str) -> bool {
     name.starts_with("MANAGER__")
-        || name.starts_with("OPENCTI__")
-        || name.starts_with("OPENAEV__")
+        || split_prefix(name).is_some()
         || declared(name).is_some()
         || name.strip_suffix("_FILE").is_some_and(|base| declared(base).is_some())
 }
@@ -127,24 +184,6 @@ fn join_indexed(texts: &mut Texts) {
     }
 }
 
-fn read_secret_files(texts: &mut Texts, problems: &mut Vec<Problem>, notices: &mut Vec<Notice>) {
-    for variable in VARIABLES.iter().filter(|variable| variable.kind == Kind::Secret) {
-        let name = variable.name();
-        let file_name = format!("{name}_FILE");
-        let Some(path) = texts.remove(&file_name).filter(|path| !path.trim().is_empty()) else { continue };
-        if texts.get(&name).is_some_and(|text| !text.trim().is_empty()) {
-            problems.push(Problem::new(&file_name, format!("{name} is set as well"), "keep one of the two"));
-            continue;
-        }
-        match read_secret(Path::new(&path), &file_name, notices) {
-            Ok(text) => {
-                texts.insert(name, text);
-            }
-            Err(error) => problems.push(unreadable_secret(&file_name, &path, &error)),
-        }
-    }
-}
-
 /// What is no path, as far as can be told, is taken for the secret itself and not shown.
 pub(super) fn unreadable_secret(variable: &str, path: &str, error: &std::io::Error) -> Problem {
     let path = path.trim();
@@ -171,27 +210,43 @@ pub(super) fn read_secret(path: &Path, variable: &str, notices: &mut Vec<Notice>
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// Unknown names are reported with the nearest known one, as a warning: the daemon ignores them, and so its users may
-/// have some. Known ones without meaning here are noted.
-fn judge_names(texts: &Texts, notices: &mut Vec<Notice>) {
+/// Notices about names alone, whatever platform is enabled. Unknown ones are reported with the nearest known one, as a warning:
+/// the daemon ignores them, and so its users may have some. Known ones that are of no use are noted.
+fn judge_names(texts: &Texts) -> Vec<Notice> {
+    let mut notices = Vec::new();
     let mut meaningless = Vec::new();
-    for name in texts.keys() {
-        match declared(name) {
-            Some(variable) if variable.kind == Kind::Meaningless => meaningless.push(name.as_str()),
-            Some(_) => {}
-            None if OTHER_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) => {}
-            None => notices.push(Notice::warning(format!("{name} is no variable that is known: {}", nearest(name)))),
+    for (name, text) in texts {
+        let Some(variable) = declared(name).or_else(|| secret_of_file(name)) else {
+            if !is_ignored(name) {
+                notices.push(Notice::warning(format!("{name} is no variable that is known: {}", nearest(name))));
+            }
+            continue;
+        };
+        if variable.kind == Kind::Meaningless {
+            meaningless.push(name.as_str());
+        }
+        if let (Some(only), Some((platform, _))) = (variable.only, split_prefix(name))
+            && only != platform
+            && !text.trim().is_empty()
+        {
+            let message = format!("{name} is ignored: {} alone has a use for it", only.title());
+            notices.push(Notice::info(message));
         }
     }
     if !meaningless.is_empty() {
         let names = meaningless.join(", ");
         notices.push(Notice::info(format!("without meaning for a single pass, and ignored: {names}")));
     }
+    notices
+}
+
+/// The secret whose `_FILE` form this name is.
+fn secret_of_file(name: &str) -> Option<&'static Variable> {
+    declared(name.strip_suffix("_FILE")?).filter(|variable| variable.kind == Kind::Secret)
 }
 
 fn nearest(name: &str) -> String {
-    let names = VARIABLES.iter().map(super::variables::Variable::name);
-    let best = names.map(|known| (strsim::damerau_levenshtein(name, &known), known)).min();
+    let best = names().map(|known| (strsim::damerau_levenshtein(name, &known), known)).min();
     match best {
         Some((distance, known)) if distance <= name.len() / 3 => format!("did you mean {known}?"),
         _ => "unset it; the README lists all variables".to_owned(),

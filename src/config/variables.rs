@@ -1,81 +1,100 @@
 //! Every variable, declared once: its name, its default and what it means. The README table is made from this.
+//!
+//! The two platforms have the same keys under prefixes of their own. Such a key is declared without the prefix, and texts name
+//! it as `P__KEY`.
 
 use serde::Deserialize;
 
+use crate::model::PlatformKind;
 use crate::secret::Secret;
 
 /// How a variable is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Shown in messages.
+pub(super) enum Kind {
+    /// Its value may stand in messages.
     Plain,
-    /// Never shown; can be given as a file with `_FILE` appended to its name.
+    /// Its value is never shown, and can be given as a file with `_FILE` appended to the name.
     Secret,
-    /// The daemon's, without meaning for a single pass: accepted with a notice.
+    /// The daemon's, without meaning for a single pass: it is accepted with a notice.
     Meaningless,
 }
 
-/// One declared variable.
+/// What applies when a variable is not set.
+#[derive(Debug, Clone, Copy)]
+enum Fallback {
+    Nothing,
+    Always(&'static str),
+    PerPlatform { opencti: &'static str, openaev: &'static str },
+}
+
+/// One declared variable of the process, or one key that every platform has under its own prefix.
 #[derive(Debug, Clone, Copy)]
 pub struct Variable {
-    /// Its name in lower case, as envy reads it.
-    field: &'static str,
-    /// How it is treated.
-    pub kind: Kind,
-    /// What applies when it is not set.
-    pub default: Option<&'static str>,
-    /// What it means, in Markdown.
-    pub doc: &'static str,
+    /// The name without a prefix and in lower case, as envy reads it.
+    pub(super) field: &'static str,
+    pub(super) kind: Kind,
+    /// The one platform that has a use for this key; `None`: all have.
+    pub(super) only: Option<PlatformKind>,
+    fallback: Fallback,
+    /// Markdown.
+    doc: &'static str,
 }
 
 impl Variable {
-    /// The name of the environment variable.
-    #[must_use]
-    pub fn name(&self) -> String {
-        self.field.to_ascii_uppercase()
+    /// The name of the environment variable; `platform` is `None` for a variable of the process.
+    pub(super) fn name(&self, platform: Option<PlatformKind>) -> String {
+        format!("{}{}", platform.map_or("", PlatformKind::prefix), self.field.to_ascii_uppercase())
+    }
+
+    pub(super) fn default(&self, platform: Option<PlatformKind>) -> Option<&'static str> {
+        match (self.fallback, platform) {
+            (Fallback::Always(text), _) => Some(text),
+            (Fallback::PerPlatform { opencti, .. }, Some(PlatformKind::OpenCti)) => Some(opencti),
+            (Fallback::PerPlatform { openaev, .. }, Some(PlatformKind::OpenAev)) => Some(openaev),
+            (Fallback::Nothing, _) | (Fallback::PerPlatform { .. }, None) => None,
+        }
+    }
+
+    /// Whether a lane of this platform reads the key.
+    pub(super) fn serves(&self, platform: Option<PlatformKind>) -> bool {
+        self.only.is_none() || self.only == platform
     }
 }
 
 macro_rules! variables {
-    ($($field:ident: $kind:ident $(= $default:literal)?, $doc:literal;)+) => {
-        /// All declared variables, in the order of the documentation.
-        pub const VARIABLES: &[Variable] = &[$(Variable {
+    ($(#[$about:meta])* $all:ident, $texts:ident;
+     $($field:ident: $kind:ident $(for $only:ident)? $(= $default:literal $(/ $openaev:literal)?)?, $doc:literal;)+) => {
+        /// The declared ones, in the order of the documentation.
+        pub(super) const $all: &[Variable] = &[$(Variable {
             field: stringify!($field),
             kind: Kind::$kind,
-            default: variables!(@default $($default)?),
+            only: variables!(@only $($only)?),
+            fallback: variables!(@default $($default $(/ $openaev)?)?),
             doc: $doc,
         }),+];
 
-        /// The variables as texts, secrets as such from here on. `None`: not set, or empty.
+        $(#[$about])*
         #[derive(Deserialize, Default)]
         #[serde(default)]
         #[expect(non_snake_case, missing_docs, reason = "fields are the variables' names; `__` is the daemon's separator")]
-        pub struct Raw {
+        pub struct $texts {
             $(pub $field: Option<variables!(@type $kind)>,)+
-        }
-
-        impl Raw {
-            /// Takes empty texts as not set and fills in the declared defaults.
-            pub(super) fn with_defaults(mut self) -> Self {
-                $(
-                    self.$field = self.$field.filter(|text| !variables!(@text $kind text).trim().is_empty());
-                    $(if self.$field.is_none() {
-                        self.$field = Some($default.to_owned());
-                    })?
-                )+
-                self
-            }
         }
     };
     (@type Secret) => { Secret };
     (@type $kind:ident) => { String };
-    (@text Secret $text:ident) => { $text.expose() };
-    (@text $kind:ident $text:ident) => { $text };
-    (@default) => { None };
-    (@default $default:literal) => { Some($default) };
+    (@only) => { None };
+    (@only $only:ident) => { Some(PlatformKind::$only) };
+    (@default) => { Fallback::Nothing };
+    (@default $default:literal) => { Fallback::Always($default) };
+    (@default $opencti:literal / $openaev:literal) => {
+        Fallback::PerPlatform { opencti: $opencti, openaev: $openaev }
+    };
 }
 
 variables! {
+    /// The variables that the whole process has once, as texts; `None`: not set and without a default.
+    PROCESS_VARIABLES, ProcessTexts;
     manager__id: Plain, "Identity of this manager, and the value of the `opencti-manager` label of everything it owns. Letters, digits, `-`, `_`, `.`, at most 63. Must never change: OpenCTI accepts one manager only. Required.";
     manager__name: Plain = "XTM reconcile", "Name of this manager as the platform shows it, at least 2 characters.";
     manager__credentials_key: Secret, "RSA private key, PEM (PKCS#8 or PKCS#1), 2048 bits or more. One of this, its `_FILE` form and the next is required.";
@@ -97,53 +116,6 @@ variables! {
     manager__debug__show_env_vars: Meaningless, "Values of variables are never logged.";
     manager__debug__show_sensitive_env_vars: Meaningless, "Values of variables are never logged.";
     composer_env: Meaningless, "Name the files to read with `--config` instead.";
-    opencti__enable: Plain = "true", "`false` switches OpenCTI off.";
-    opencti__url: Plain, "URL of OpenCTI, with its base path if it has one; also given to the connectors as `OPENCTI_URL`. Required.";
-    opencti__token: Secret, "Token of a user with the capabilities `CONNECTORAPI`, `SETTINGS_SETACCESSES` and `MODULES`. Required.";
-    opencti__unsecured_certificate: Plain = "false", "`true` accepts any certificate of the platform. Prefer `OPENCTI__CA`.";
-    opencti__ca: Plain, "Private CA of the platform: paths or PEM texts, comma-separated or a JSON list. Given, it alone is trusted.";
-    opencti__request_timeout: Plain = "30", "Seconds that one request may take.";
-    opencti__connect_timeout: Plain = "10", "Seconds to reach the platform.";
-    opencti__pull_timeout: Plain = "120", "Seconds to wait for the list of connectors, which OpenCTI may hold back for 90.";
-    opencti__logs_schedule: Meaningless, "Logs are pushed in every pass.";
-    opencti__with_proxy: Plain = "false", "`true` reaches the platform through the proxy below and gives it to the connectors.";
-    opencti__http_proxy: Secret, "Proxy for `http`; it must allow CONNECT to the platform's port. Default: `HTTP_PROXY` of the process.";
-    opencti__https_proxy: Secret, "Proxy for `https`. Default: `HTTPS_PROXY` of the process.";
-    opencti__no_proxy: Plain, "Hosts that are reached directly, comma-separated: names, which stand for what is below them as well, and addresses, no networks or ports. Default: `NO_PROXY` of the process.";
-    opencti__https_proxy_ca: Plain, "CA of the proxy: paths or PEM texts, comma-separated or a JSON list. Copied into each connector's container, and trusted for the platform beside the public CAs or `OPENCTI__CA`.";
-    opencti__https_proxy_reject_unauthorized: Plain = "true", "`false` gives the connectors `NODE_TLS_REJECT_UNAUTHORIZED=0`; Python connectors ignore it.";
-    opencti__daemon__selector: Plain = "kubernetes", "Where connectors run. This version supports `kubernetes` and `docker`.";
-    opencti__daemon__registry__server: Plain, "Registry that is put before the images that name none.";
-    opencti__daemon__registry__username: Plain, "User of that registry; without a server, of Docker Hub.";
-    opencti__daemon__registry__password: Secret, "Password of that user.";
-    opencti__daemon__registry__email: Plain, "E-mail address of that user, where a registry asks for one.";
-    opencti__daemon__docker__image_pull_policy: Plain, "`Always`, `IfNotPresent` or `Never`. Default: `Always` for the tags `latest` and `rolling` and for none, `IfNotPresent` otherwise.";
-    opencti__daemon__docker__restart_policy: Plain = "unless-stopped", "`no`, `always`, `unless-stopped`, `on-failure` or `on-failure:N`. With `no` a reboot loop shows only from one pass to the next. Like all settings of the containers it reaches those that exist at their next refresh.";
-    opencti__daemon__docker__memory_limit: Plain, "Memory limit of each connector: bytes, or with `k`, `m`, `g`.";
-    opencti__daemon__docker__cpu_limit: Plain, "CPU limit of each connector in cores, such as `0.5`.";
-    opencti__daemon__docker__network_mode: Plain, "Network of the containers. Default: the engine's.";
-    opencti__daemon__docker__extra_hosts: Plain, "List of `host:address`.";
-    opencti__daemon__docker__dns: Plain, "List of DNS servers.";
-    opencti__daemon__docker__dns_search: Plain, "List of DNS search domains.";
-    opencti__daemon__docker__privileged: Plain, "`true` runs the containers privileged.";
-    opencti__daemon__docker__cap_add: Plain, "List of kernel capabilities to add.";
-    opencti__daemon__docker__cap_drop: Plain, "List of kernel capabilities to drop.";
-    opencti__daemon__docker__security_opt: Plain, "List of security options.";
-    opencti__daemon__docker__userns_mode: Plain, "User namespace mode.";
-    opencti__daemon__docker__pid_mode: Plain, "PID namespace mode.";
-    opencti__daemon__docker__ipc_mode: Plain, "IPC namespace mode.";
-    opencti__daemon__docker__uts_mode: Plain, "UTS namespace mode.";
-    opencti__daemon__docker__runtime: Plain, "OCI runtime.";
-    opencti__daemon__docker__shm_size: Plain, "Size of `/dev/shm`: bytes, or with `k`, `m`, `g`.";
-    opencti__daemon__docker__sysctls: Plain, "Map `name=value`, comma-separated or a JSON object.";
-    opencti__daemon__docker__ulimits: Plain, "List of `name=soft:hard`, comma-separated, or a JSON list of `{name, soft, hard}`.";
-    opencti__daemon__kubernetes__namespace: Plain, "Namespace of the connectors. Default: that of the pod this runs in, or of the kubeconfig's context.";
-    opencti__daemon__kubernetes__context: Plain, "Context of the kubeconfig. Default: its current one.";
-    opencti__daemon__kubernetes__image_pull_policy: Plain, "`Always`, `IfNotPresent` or `Never`. Default: the base deployment's, else `IfNotPresent`.";
-    opencti__daemon__kubernetes__image_pull_secrets: Plain, "List of existing pull secrets in that namespace. With `OPENCTI__DAEMON__REGISTRY__USERNAME` one is made besides.";
-    opencti__daemon__kubernetes__image_resources: Plain, "Resources of every connector, JSON as in a pod: `{\"limits\":{\"memory\":\"1Gi\"}}`. Wins over the base deployment's.";
-    opencti__daemon__kubernetes__base_deployment: Plain, "A Deployment that is merged under each of ours, JSON; in a `--config` file a mapping. A container without a name, or named `connector`, gives what every connector's container gets; others are added beside it.";
-    opencti__daemon__kubernetes__base_deployment_json: Plain, "The same; wins over it.";
     kubeconfig: Plain, "Kubeconfig files, separated by colons. Default: the service account of the pod this runs in, else `~/.kube/config`.";
     kubernetes_service_host: Plain, "Set by Kubernetes in every pod: the API server.";
     kubernetes_service_port: Plain, "Set by Kubernetes in every pod: its port.";
@@ -151,34 +123,125 @@ variables! {
     docker_host: Plain = "unix:///var/run/docker.sock", "Docker engine: `unix://PATH`, `tcp://HOST:PORT` or `http://HOST:PORT`.";
     docker_tls_verify: Plain, "Any value: use TLS with the certificates of `DOCKER_CERT_PATH`.";
     docker_cert_path: Plain, "Folder with `ca.pem`, `cert.pem` and `key.pem`.";
-    openaev__enable: Plain = "false", "OpenAEV is not supported by this version: `true` is refused.";
-    http_proxy: Secret, "Default of `OPENCTI__HTTP_PROXY`.";
-    https_proxy: Secret, "Default of `OPENCTI__HTTPS_PROXY`.";
-    no_proxy: Plain, "Default of `OPENCTI__NO_PROXY`.";
+    http_proxy: Secret, "Default of `P__HTTP_PROXY`.";
+    https_proxy: Secret, "Default of `P__HTTPS_PROXY`.";
+    no_proxy: Plain, "Default of `P__NO_PROXY`.";
     rust_log: Plain, "Log filter in tracing's syntax; wins over `MANAGER__LOGGER__LEVEL`.";
 }
 
-/// Prefixes of the daemon's keys for platforms and orchestrators that this pass does not use.
-pub const OTHER_PREFIXES: &[&str] = &["OPENAEV__", "OPENCTI__DAEMON__PORTAINER__", "OPENCTI__DAEMON__SWARM__"];
+variables! {
+    /// The keys of one platform, as texts; `None`: not set and without a default, or of no use to that platform.
+    LANE_VARIABLES, LaneTexts;
+    enable: Plain = "true" / "false", "Whether this platform has a lane of its own in each pass. The values of a platform that is not enabled are not checked.";
+    url: Plain, "URL of the platform, with its base path if it has one; also given to its connectors, as `OPENCTI_URL` or `OPENAEV_URL`. Required.";
+    token: Secret, "Token of the manager's user. In OpenCTI it needs the capabilities `CONNECTORAPI`, `SETTINGS_SETACCESSES` and `MODULES`; in OpenAEV it must read and manage the catalogue and read the platform settings. Required.";
+    tenant: Plain for OpenAev, "Tenant whose routes are used, for a token whose rights are in a tenant. Letters, digits, `-`, `_`, at most 63.";
+    take_over: Plain for OpenAev = "false", "`true` lets a pass register although another composer is registered: registering evicts it without a word to it. With `false` such a pass ends instead.";
+    unsecured_certificate: Plain = "false", "`true` accepts any certificate of the platform. Prefer `P__CA`.";
+    ca: Plain, "Private CA of the platform: paths or PEM texts, comma-separated or a JSON list. Given, it alone is trusted.";
+    request_timeout: Plain = "30", "Seconds that one request may take.";
+    connect_timeout: Plain = "10", "Seconds to reach the platform.";
+    pull_timeout: Plain = "120", "Seconds to wait for the list of connectors, which OpenCTI may hold back for 90.";
+    logs_schedule: Meaningless, "Logs are pushed in every pass.";
+    with_proxy: Plain = "false", "`true` reaches the platform through the proxy below and gives it to the connectors.";
+    http_proxy: Secret, "Proxy for `http`; it must allow CONNECT to the platform's port. Default: `HTTP_PROXY` of the process.";
+    https_proxy: Secret, "Proxy for `https`. Default: `HTTPS_PROXY` of the process.";
+    no_proxy: Plain, "Hosts that are reached directly, comma-separated: names, which stand for what is below them as well, and addresses, no networks or ports. Default: `NO_PROXY` of the process.";
+    https_proxy_ca: Plain, "CA of the proxy: paths or PEM texts, comma-separated or a JSON list. Copied into each connector's container, and trusted for the platform beside the public CAs or `P__CA`.";
+    https_proxy_reject_unauthorized: Plain = "true", "`false` gives the connectors `NODE_TLS_REJECT_UNAUTHORIZED=0`; Python connectors ignore it.";
+    daemon__selector: Plain = "kubernetes", "Where connectors run. This version supports `kubernetes` and `docker`.";
+    daemon__registry__server: Plain, "Registry that is put before the images that name none.";
+    daemon__registry__username: Plain, "User of that registry; without a server, of Docker Hub.";
+    daemon__registry__password: Secret, "Password of that user.";
+    daemon__registry__email: Plain, "E-mail address of that user, where a registry asks for one.";
+    daemon__docker__image_pull_policy: Plain, "`Always`, `IfNotPresent` or `Never`. Default: `Always` for the tags `latest` and `rolling` and for none, `IfNotPresent` otherwise.";
+    daemon__docker__restart_policy: Plain = "unless-stopped", "`no`, `always`, `unless-stopped`, `on-failure` or `on-failure:N`. With `no` a reboot loop shows only from one pass to the next. Like all settings of the containers it reaches those that exist at their next refresh.";
+    daemon__docker__memory_limit: Plain, "Memory limit of each connector: bytes, or with `k`, `m`, `g`.";
+    daemon__docker__cpu_limit: Plain, "CPU limit of each connector in cores, such as `0.5`.";
+    daemon__docker__network_mode: Plain, "Network of the containers. Default: the engine's.";
+    daemon__docker__extra_hosts: Plain, "List of `host:address`.";
+    daemon__docker__dns: Plain, "List of DNS servers.";
+    daemon__docker__dns_search: Plain, "List of DNS search domains.";
+    daemon__docker__privileged: Plain, "`true` runs the containers privileged.";
+    daemon__docker__cap_add: Plain, "List of kernel capabilities to add.";
+    daemon__docker__cap_drop: Plain, "List of kernel capabilities to drop.";
+    daemon__docker__security_opt: Plain, "List of security options.";
+    daemon__docker__userns_mode: Plain, "User namespace mode.";
+    daemon__docker__pid_mode: Plain, "PID namespace mode.";
+    daemon__docker__ipc_mode: Plain, "IPC namespace mode.";
+    daemon__docker__uts_mode: Plain, "UTS namespace mode.";
+    daemon__docker__runtime: Plain, "OCI runtime.";
+    daemon__docker__shm_size: Plain, "Size of `/dev/shm`: bytes, or with `k`, `m`, `g`.";
+    daemon__docker__sysctls: Plain, "Map `name=value`, comma-separated or a JSON object.";
+    daemon__docker__ulimits: Plain, "List of `name=soft:hard`, comma-separated, or a JSON list of `{name, soft, hard}`.";
+    daemon__kubernetes__namespace: Plain, "Namespace of the connectors. Default: that of the pod this runs in, or of the kubeconfig's context.";
+    daemon__kubernetes__context: Plain, "Context of the kubeconfig. Default: its current one.";
+    daemon__kubernetes__image_pull_policy: Plain, "`Always`, `IfNotPresent` or `Never`. Default: the base deployment's, else `IfNotPresent`.";
+    daemon__kubernetes__image_pull_secrets: Plain, "List of existing pull secrets in that namespace. With `P__DAEMON__REGISTRY__USERNAME` one is made besides.";
+    daemon__kubernetes__image_resources: Plain, "Resources of every connector, JSON as in a pod: `{\"limits\":{\"memory\":\"1Gi\"}}`. Wins over the base deployment's.";
+    daemon__kubernetes__base_deployment: Plain, "A Deployment that is merged under each of ours, JSON; in a `--config` file a mapping. A container without a name, or named `connector`, gives what every connector's container gets; others are added beside it.";
+    daemon__kubernetes__base_deployment_json: Plain, "The same; wins over it.";
+}
 
-/// The declared variable of this name.
+/// The daemon's groups of keys for orchestrators that this version does not have.
+const IGNORED_GROUPS: [&str; 2] = ["DAEMON__PORTAINER__", "DAEMON__SWARM__"];
+
+/// The platform whose key this is, and the key without the prefix.
+pub(super) fn split_prefix(name: &str) -> Option<(PlatformKind, &str)> {
+    PlatformKind::ALL.into_iter().find_map(|platform| Some((platform, name.strip_prefix(platform.prefix())?)))
+}
+
+/// The declared variable of this name; a platform's key under either prefix.
 #[must_use]
 pub fn declared(name: &str) -> Option<&'static Variable> {
-    VARIABLES.iter().find(|variable| variable.field.eq_ignore_ascii_case(name))
+    let name = name.to_ascii_uppercase();
+    let (variables, key) = match split_prefix(&name) {
+        Some((_, key)) => (LANE_VARIABLES, key),
+        None => (PROCESS_VARIABLES, name.as_str()),
+    };
+    variables.iter().find(|variable| variable.field.eq_ignore_ascii_case(key))
+}
+
+/// Whether the name is one of the daemon's for an orchestrator that this version does not have.
+pub(super) fn is_ignored(name: &str) -> bool {
+    split_prefix(name).is_some_and(|(_, key)| IGNORED_GROUPS.iter().any(|group| key.starts_with(group)))
+}
+
+/// The name of every variable that can be set.
+pub(super) fn names() -> impl Iterator<Item = String> {
+    let lanes = PlatformKind::ALL.map(Some).into_iter();
+    let lanes = lanes.flat_map(|platform| LANE_VARIABLES.iter().map(move |variable| variable.name(platform)));
+    PROCESS_VARIABLES.iter().map(|variable| variable.name(None)).chain(lanes)
 }
 
 /// The README's table of variables, in Markdown.
 #[must_use]
 pub fn markdown() -> String {
-    let mut text = String::from("| variable | default | meaning |\n|---|---|---|\n");
-    for variable in VARIABLES {
-        let default = match (variable.kind, variable.default) {
-            (Kind::Meaningless, _) => "*no meaning for a single pass*".to_owned(),
-            (_, Some(default)) => format!("`{default}`"),
-            (_, None) => String::new(),
-        };
-        let file = if variable.kind == Kind::Secret { " (secret)" } else { "" };
-        text.push_str(&format!("| `{}`{file} | {default} | {} |\n", variable.name(), variable.doc));
+    let [opencti, openaev] = PlatformKind::ALL.map(|platform| format!("`{}`", platform.prefix()));
+    let mut text = format!(
+        "`P__` stands for either prefix, {opencti} or {openaev}: each platform has the same keys, and neither reads the other's.\n\n\
+         | variable | default | meaning |\n|---|---|---|\n"
+    );
+    for variable in PROCESS_VARIABLES {
+        text.push_str(&row(variable, &[None]));
+    }
+    for variable in LANE_VARIABLES {
+        text.push_str(&row(variable, &PlatformKind::ALL.map(Some)));
     }
     text
+}
+
+fn row(variable: &Variable, platforms: &[Option<PlatformKind>]) -> String {
+    let names: Vec<String> = platforms.iter().map(|platform| format!("`{}`", variable.name(*platform))).collect();
+    let mut defaults: Vec<String> =
+        platforms.iter().filter_map(|platform| Some(format!("`{}`", variable.default(*platform)?))).collect();
+    defaults.dedup();
+    let default = match variable.kind {
+        Kind::Meaningless => "*no meaning for a single pass*".to_owned(),
+        Kind::Plain | Kind::Secret => defaults.join(" / "),
+    };
+    let secret = if variable.kind == Kind::Secret { " (secret)" } else { "" };
+    let only =
+        variable.only.map_or_else(String::new, |platform| format!("{} alone has a use for it. ", platform.title()));
+    format!("| {}{secret} | {default} | {only}{} |\n", names.join("<br>"), variable.doc)
 }

@@ -1,13 +1,18 @@
 //! Settings from every source, and everything wrong with them at once.
 
+mod lanes;
+mod layers;
+mod orchestrators;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use xtm_reconcile::config::{self, DockerSettings, Endpoint, OrchestratorSettings, RestartPolicy, Settings, Ulimit};
+use xtm_reconcile::config::{self, Settings};
 use xtm_reconcile::exit;
+use xtm_reconcile::orchestrator::OrchestratorSettings;
+use xtm_reconcile::orchestrator::docker::DockerSettings;
 
 use crate::support::{Binary, KeyForm, TestKey};
 use crate::watch::expect_all;
@@ -42,12 +47,12 @@ fn without(mut variables: Variables, name: &str) -> Variables {
 
 #[track_caller]
 fn loaded(files: &[PathBuf], variables: Variables) -> Settings {
-    config::load(files, variables.into_iter(), false).unwrap_or_else(|error| panic!("{:#?}", error.0))
+    config::load(files, variables.into_iter(), false, &[]).unwrap_or_else(|error| panic!("{:#?}", error.0))
 }
 
 #[track_caller]
 fn docker(settings: &Settings) -> &DockerSettings {
-    match &settings.orchestrator {
+    match &settings.lanes[0].orchestrator {
         OrchestratorSettings::Docker(docker) => docker,
         OrchestratorSettings::Kubernetes(_) => panic!("the selector is docker"),
     }
@@ -56,7 +61,7 @@ fn docker(settings: &Settings) -> &DockerSettings {
 /// The problems, one a line.
 #[track_caller]
 fn problems(files: &[PathBuf], variables: Variables) -> String {
-    let error = config::load(files, variables.into_iter(), false).expect_err("this cannot be used");
+    let error = config::load(files, variables.into_iter(), false, &[]).expect_err("this cannot be used");
     error.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
@@ -108,7 +113,7 @@ fn everything_wrong_is_told_at_once_with_a_cure_and_nothing_is_begun() {
         ("OPENCTI__DAEMON__DOCKER__DNS", "[broken", "not a JSON list"),
         ("OPENCTI__DAEMON__DOCKER__RESTART_POLICY", "sometimes", "no restart policy"),
         ("OPENCTI__DAEMON__DOCKER__IMAGE_PULL_POLICY", "Sometimes", "Always, IfNotPresent or Never"),
-        ("OPENAEV__ENABLE", "true", "not supported by this version"),
+        ("OPENAEV__ENABLE", "maybe", "neither true nor false"),
         ("DOCKER_HOST", "ssh://root@host", "forward the socket"),
     ];
     for command in ["run", "plan", "check"] {
@@ -204,74 +209,6 @@ fn keys_of_every_size_and_form_are_taken_inline_with_escaped_lines_and_from_file
 }
 
 #[test]
-fn every_secret_can_come_from_a_file_and_not_from_two_places() {
-    let folder = tempfile::tempdir().unwrap();
-    let secret = |name: &str, text: &str| file(folder.path(), name, text, 0o600);
-    let key = TestKey::rsa(3072, KeyForm::Pkcs8).pem;
-    let files = [
-        ("MANAGER__CREDENTIALS_KEY_FILE", secret("key", &key)),
-        ("OPENCTI__TOKEN_FILE", secret("token", &format!("{TOKEN}\r\n"))),
-        ("OPENCTI__DAEMON__REGISTRY__PASSWORD_FILE", secret("password", " pass word \n")),
-        ("OPENCTI__HTTP_PROXY_FILE", secret("http", "http://u:p@proxy:1\n")),
-        ("OPENCTI__HTTPS_PROXY_FILE", secret("https", "http://u:p@proxy:2\n")),
-    ];
-    let mut variables = without(without(good(), "MANAGER__CREDENTIALS_KEY"), "OPENCTI__TOKEN");
-    variables.extend(files.iter().map(|(name, path)| ((*name).to_owned(), path.clone())));
-    let more = [("OPENCTI__WITH_PROXY", "true"), ("OPENCTI__DAEMON__REGISTRY__USERNAME", "reader")];
-    let variables = with(variables, &more);
-    let settings = loaded(&[], variables.clone());
-    assert_eq!(settings.opencti.token.expose(), TOKEN);
-    assert_eq!(settings.manager.key.modulus_bytes(), 384);
-    assert_eq!(settings.registry.password.as_ref().unwrap().expose(), " pass word ", "only line ends are cut");
-    let proxy = settings.connector_proxy.as_ref().unwrap();
-    assert_eq!(proxy.http.as_ref().unwrap().expose(), "http://u:p@proxy:1");
-    assert_eq!(proxy.https.as_ref().unwrap().expose(), "http://u:p@proxy:2");
-    assert_eq!(notices(&settings), "");
-    let shown = format!("{settings:?}");
-    for secret in [TOKEN, "pass word", "u:p@", "PRIVATE KEY"] {
-        assert!(!shown.contains(secret), "{secret} is in the debug form");
-    }
-
-    for (name, _) in &files {
-        let inline = name.strip_suffix("_FILE").unwrap();
-        let both = with(variables.clone(), &[(inline, "something")]);
-        expect_all(&problems(&[], both), &[name, &format!("{inline} is set as well"), "keep one"], name);
-        let missing = with(variables.clone(), &[(name, "/nowhere/at/all")]);
-        expect_all(&problems(&[], missing), &[name, "cannot read /nowhere/at/all", "readable file"], name);
-    }
-}
-
-#[test]
-fn a_secret_given_where_a_path_belongs_is_not_shown() {
-    let pem = TestKey::rsa(2048, KeyForm::Pkcs8).pem;
-    for (name, secret) in [
-        ("MANAGER__CREDENTIALS_KEY_FILEPATH", pem.as_str()),
-        ("MANAGER__CREDENTIALS_KEY_FILE", &pem.replace('\n', "\\n")),
-        ("OPENCTI__TOKEN_FILE", TOKEN),
-        ("OPENCTI__TOKEN_FILE", "11112222-3333-4444-5555-666677778888"),
-        ("OPENCTI__DAEMON__REGISTRY__PASSWORD_FILE", "hunter2/hunter2"),
-        ("OPENCTI__HTTPS_PROXY_FILE", "http://user:hunter2@proxy:3128"),
-    ] {
-        let told = problems(&[], with(without(good(), "OPENCTI__TOKEN"), &[(name, secret)]));
-        assert!(told.contains(name), "{told}");
-        for part in secret.split(['\n', '/', ':']).filter(|part| part.len() > 6 && !part.contains("PRIVATE")) {
-            assert!(!told.contains(part), "{name} shows {part:?}:\n{told}");
-        }
-    }
-}
-
-#[test]
-fn a_secret_that_everybody_may_read_is_a_warning_and_the_key_of_the_daemon_wins_over_the_inline_one() {
-    let folder = tempfile::tempdir().unwrap();
-    let key = file(folder.path(), "key", &TestKey::rsa(3072, KeyForm::Pkcs8).pem, 0o644);
-    let settings = loaded(&[], with(good(), &[("MANAGER__CREDENTIALS_KEY_FILEPATH", &key)]));
-    assert_eq!(settings.manager.key.modulus_bytes(), 384);
-    let told = ["everybody on this machine may read", &key, "chmod 600", "wins over MANAGER__CREDENTIALS_KEY"];
-    expect_all(&notices(&settings), &told, "two notices");
-    assert!(settings.notices.iter().all(|notice| notice.warning));
-}
-
-#[test]
 fn only_a_plain_http_url_is_taken_for_the_platform() {
     for url in [
         "opencti",
@@ -295,7 +232,7 @@ fn only_a_plain_http_url_is_taken_for_the_platform() {
         ("https://opencti.example.org/base/path//", "https://opencti.example.org/base/path"),
         ("http://[::1]:4000", "http://[::1]:4000"),
     ] {
-        assert_eq!(loaded(&[], with(good(), &[("OPENCTI__URL", url)])).opencti.url, taken);
+        assert_eq!(loaded(&[], with(good(), &[("OPENCTI__URL", url)])).lanes[0].platform.url, taken);
     }
 }
 
@@ -307,286 +244,6 @@ fn what_this_version_does_not_support_is_refused_by_name() {
         let parts = [&format!("{name} is not supported by this version"), "set it to kubernetes or docker"];
         expect_all(&told, &parts, selector);
     }
-    expect_all(&problem(with(good(), &[("OPENCTI__ENABLE", "false")])), &["no platform is enabled"], "off");
-    expect_all(&problem(with(good(), &[("OPENAEV__ENABLE", "true")])), &["OpenAEV is not supported"], "OpenAEV");
-}
-
-/// A kubeconfig with two contexts.
-const KUBECONFIG: &str = "\
-apiVersion: v1
-kind: Config
-clusters: [{name: c, cluster: {server: 'https://one:6443'}}, {name: d, cluster: {server: 'https://two:6443'}}]
-users: [{name: u, user: {token: the-token}}]
-contexts: [{name: one, context: {cluster: c, user: u}}, {name: two, context: {cluster: d, user: u, namespace: feeds}}]
-current-context: one
-";
-
-#[test]
-fn a_cluster_comes_from_a_kubeconfig_the_pod_or_the_home_folder() {
-    let folder = tempfile::tempdir().unwrap();
-    // The daemon's default selector is kubernetes.
-    let bare = without(good(), "OPENCTI__DAEMON__SELECTOR");
-    let told = problem(bare.clone());
-    expect_all(&told, &["KUBECONFIG: no cluster is configured", "service account", "SELECTOR=docker"], "nothing there");
-    let place = |more: &[(&str, &str)]| loaded(&[], with(bare.clone(), more)).orchestrator.place();
-    assert_eq!(place(&[("KUBERNETES_SERVICE_HOST", "10.0.0.1")]), "the cluster of this pod");
-    let path = file(folder.path(), "config", KUBECONFIG, 0o600);
-    assert_eq!(
-        place(&[("KUBECONFIG", &path), ("KUBERNETES_SERVICE_HOST", "10.0.0.1")]),
-        format!("the cluster of {path}")
-    );
-    let second = [("KUBECONFIG", path.as_str()), ("OPENCTI__DAEMON__KUBERNETES__CONTEXT", "two")];
-    assert_eq!(place(&second), format!("the cluster of context two in {path}"));
-    std::fs::create_dir(folder.path().join(".kube")).unwrap();
-    let home = file(&folder.path().join(".kube"), "config", KUBECONFIG, 0o600);
-    assert_eq!(place(&[("HOME", folder.path().to_str().unwrap())]), format!("the cluster of {home}"));
-    // A list, as kubectl takes it: what is not there is left out, unless nothing is.
-    assert_eq!(place(&[("KUBECONFIG", &format!("/not/there:{path}"))]), format!("the cluster of {path}"));
-
-    let told = problem(with(bare.clone(), &[("KUBECONFIG", "/not/there")]));
-    expect_all(&told, &["KUBECONFIG: cannot read /not/there"], "not there");
-    let broken = file(folder.path(), "broken", "clusters: [{name: the-token", 0o600);
-    let told = problem(with(bare.clone(), &[("KUBECONFIG", &broken)]));
-    assert!(told.contains("is no kubeconfig") && !told.contains("the-token"), "{told}");
-    let told = problem(with(bare, &[("KUBECONFIG", &path), ("OPENCTI__DAEMON__KUBERNETES__CONTEXT", "three")]));
-    expect_all(&told, &["no context three", "use one of: one, two"], "context");
-}
-
-#[test]
-fn a_base_deployment_that_makes_none_and_other_faults_of_kubernetes_come_at_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = file(folder.path(), "config", KUBECONFIG, 0o600);
-    let cluster = with(good(), &[("OPENCTI__DAEMON__SELECTOR", "kubernetes"), ("KUBECONFIG", &path)]);
-    let prefix = "OPENCTI__DAEMON__KUBERNETES__";
-    let set = |name: &str, text: &str| problem(with(cluster.clone(), &[(&format!("{prefix}{name}"), text)]));
-    for (name, text, told) in [
-        ("BASE_DEPLOYMENT_JSON", "{", "it is not JSON"),
-        ("BASE_DEPLOYMENT_JSON", "[]", "it is no mapping"),
-        ("BASE_DEPLOYMENT_JSON", r#"{"spec":{"template":{"spec":{"hostNetwork":"x"}}}}"#, "it makes no Deployment"),
-        (
-            "BASE_DEPLOYMENT_JSON",
-            r#"{"spec":{"template":{"spec":{"tolerations":[{"key":1}]}}}}"#,
-            "it makes no Deployment",
-        ),
-        ("IMAGE_RESOURCES", r#"{"limits":{"memory":[]}}"#, "it is no resources"),
-        ("IMAGE_RESOURCES", r#"{"limits":{"memory":"lots"}}"#, "is no quantity"),
-        ("IMAGE_RESOURCES", r#"{"limit":{"memory":"1Gi"}}"#, "it has no limit, but limits"),
-        ("IMAGE_PULL_SECRETS", "good,B!", "can be no Secret's name"),
-        ("BASE_DEPLOYMENT_JSON", r#"{"spec":{"template":{"spec":{"containers":{"a":1}}}}}"#, "is no list"),
-        ("IMAGE_PULL_POLICY", "sometimes", "is no policy"),
-        ("NAMESPACE", "Not_A_Name", "can be no namespace"),
-    ] {
-        expect_all(&set(name, text), &[told], text);
-    }
-    let all = with(
-        cluster.clone(),
-        &[("OPENCTI__DAEMON__KUBERNETES__NAMESPACE", "-"), ("OPENCTI__DAEMON__KUBERNETES__IMAGE_RESOURCES", "x")],
-    );
-    assert_eq!(problems(&[], all).lines().count(), 2);
-
-    // In a file it is a mapping, as the daemon has it.
-    let yaml = "opencti:\n  daemon:\n    selector: kubernetes\n    kubernetes:\n      image_pull_policy: Always\n      base_deployment:\n        spec:\n          template:\n            spec:\n              nodeSelector: {disk: fast}\n      image_resources: {limits: {memory: 1Gi}}\n";
-    let config = PathBuf::from(file(folder.path(), "production.yaml", yaml, 0o600));
-    let settings = loaded(std::slice::from_ref(&config), without(cluster, "OPENCTI__DAEMON__SELECTOR"));
-    let OrchestratorSettings::Kubernetes(kubernetes) = &settings.orchestrator else { panic!("kubernetes") };
-    assert_eq!(kubernetes.workload.base["spec"]["template"]["spec"]["nodeSelector"]["disk"], "fast");
-    assert_eq!(kubernetes.workload.resources.as_ref().unwrap()["limits"]["memory"], "1Gi");
-    assert_eq!(kubernetes.workload.pull_policy.unwrap().as_str(), "Always");
-}
-
-#[test]
-fn lists_and_maps_come_by_comma_json_and_index() {
-    let ca = |name: &str| {
-        let key = framed_certificate(name);
-        key.replace('\r', "")
-    };
-    let (first, second) = (ca("one"), ca("two"));
-    let prefix = "OPENCTI__DAEMON__DOCKER__";
-    let set = |pairs: &[(&str, &str)]| {
-        let named: Vec<(String, &str)> =
-            pairs.iter().map(|(name, value)| (format!("{prefix}{name}"), *value)).collect();
-        let named: Vec<(&str, &str)> = named.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-        docker(&loaded(&[], with(good(), &named))).container.clone()
-    };
-    let expected = Some(vec!["1.1.1.1".to_owned(), "9.9.9.9".to_owned()]);
-    assert_eq!(set(&[("DNS", "1.1.1.1, 9.9.9.9,")]).dns, expected);
-    assert_eq!(set(&[("DNS", r#"["1.1.1.1","9.9.9.9"]"#)]).dns, expected);
-    assert_eq!(set(&[("DNS__0", "1.1.1.1"), ("DNS__1", "9.9.9.9")]).dns, expected);
-    let many: Vec<(String, String)> = (0..12).map(|n| (format!("DNS__{n}"), n.to_string())).collect();
-    let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let in_order: Vec<String> = (0..12).map(|n| n.to_string()).collect();
-    assert_eq!(set(&many).dns.unwrap(), in_order, "by number, not by text");
-
-    let sysctls = Some(vec![("net.core.somaxconn".to_owned(), "1024".to_owned())]);
-    assert_eq!(set(&[("SYSCTLS", "net.core.somaxconn=1024")]).sysctls, sysctls);
-    assert_eq!(set(&[("SYSCTLS", r#"{"net.core.somaxconn": 1024}"#)]).sysctls, sysctls);
-    let nofile = |soft, hard| Some(vec![Ulimit { name: "nofile".to_owned(), soft, hard }]);
-    assert_eq!(set(&[("ULIMITS", "nofile=1024:2048")]).ulimits, nofile(1024, 2048));
-    assert_eq!(set(&[("ULIMITS", "nofile=7")]).ulimits, nofile(7, 7));
-    assert_eq!(set(&[("ULIMITS", r#"[{"name":"nofile","soft":1,"hard":2}]"#)]).ulimits, nofile(1, 2));
-    assert_eq!(set(&[("SHM_SIZE", "64MiB")]).shm_size, Some(64 << 20));
-    assert_eq!(set(&[("MEMORY_LIMIT", "512m"), ("CPU_LIMIT", "0.5")]).cpu_limit, Some(500_000_000));
-    assert_eq!(set(&[("RESTART_POLICY", "on-failure:3")]).restart_policy, RestartPolicy::OnFailure(3));
-
-    let folder = tempfile::tempdir().unwrap();
-    let (path, json) = (file(folder.path(), "ca", &first, 0o644), serde_json::json!([first, second]).to_string());
-    let proxy = |more: &[(&str, &str)]| {
-        let variables = with(good(), &[("OPENCTI__WITH_PROXY", "true"), ("HTTPS_PROXY", "http://proxy:3128")]);
-        loaded(&[], with(variables, more)).connector_proxy.unwrap().ca.unwrap()
-    };
-    let count = |pem: &str| pem.matches("BEGIN CERTIFICATE").count();
-    assert_eq!(count(&proxy(&[("OPENCTI__HTTPS_PROXY_CA", &json)])), 2);
-    assert_eq!(count(&proxy(&[("OPENCTI__HTTPS_PROXY_CA__0", &first), ("OPENCTI__HTTPS_PROXY_CA__1", &path)])), 2);
-    assert_eq!(count(&proxy(&[("OPENCTI__HTTPS_PROXY_CA", &format!("{path},{path}"))])), 2);
-    assert_eq!(count(&proxy(&[("OPENCTI__HTTPS_PROXY_CA", &first.replace('\n', "\\n"))])), 1);
-    let commented = format!("# Subject: C=FR, O=Test, CN=one\n{first}# C=FR, O=Test\n{second}");
-    assert_eq!(count(&proxy(&[("OPENCTI__HTTPS_PROXY_CA", &commented)])), 2, "bundles have comments with commas");
-    let none = with(good(), &[("OPENCTI__CA", "/nowhere.pem")]);
-    expect_all(&problem(none), &["OPENCTI__CA: cannot read /nowhere.pem", "readable PEM file"], "no file");
-    let empty = with(good(), &[("OPENCTI__CA", "-----BEGIN CERTIFICATE-----")]);
-    expect_all(&problem(empty), &["OPENCTI__CA: it holds no PEM certificate"], "no certificate");
-}
-
-/// PEM of a certificate that nobody parses: the settings look at the frame alone.
-fn framed_certificate(name: &str) -> String {
-    use base64::Engine as _;
-    let body = base64::engine::general_purpose::STANDARD.encode(name.repeat(20));
-    format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
-}
-
-/// The daemon's `default.yaml`, as its image has it.
-const DAEMON_YAML: &str = "\
-manager:
-  id: default-manager-id
-  name: Filigran connector manager
-  execute_schedule: 10
-  ping_alive_schedule: 60
-  logger:
-    level: info
-    format: json
-    directory: true
-    console: true
-  debug:
-    show_env_vars: false
-    show_sensitive_env_vars: false
-opencti:
-  enable: true
-  url: http://host.docker.internal:4000
-  token: ChangeMe
-  unsecured_certificate: false
-  with_proxy: false
-  logs_schedule: 10
-  request_timeout: 30
-  connect_timeout: 10
-  daemon:
-    selector: kubernetes
-    registry:
-      server: registry.example.org
-    kubernetes:
-      image_pull_policy: IfNotPresent
-      base_deployment:
-        spec: {replicas: 1}
-    portainer:
-      api: https://host.docker.internal:9443
-      api_key: ChangeMe
-      env_id: \"3\"
-    docker:
-      network_mode: bridge
-      extra_hosts: [\"host.docker.internal:host-gateway\"]
-      privileged: false
-      shm_size: 67108864
-      sysctls: {net.core.somaxconn: 1024}
-      ulimits:
-        - {name: nofile, soft: 1024, hard: 2048}
-openaev:
-  enable: false
-  url: http://host.docker.internal:4000
-  token: ChangeMe
-  unsecured_certificate: false
-  with_proxy: false
-  daemon:
-    selector: kubernetes
-    portainer:
-      stack: opencti-dev
-";
-
-#[test]
-fn the_daemons_file_is_read_as_it_is_and_the_environment_wins() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str, text: &str| PathBuf::from(file(folder.path(), name, text, 0o600));
-    let daemon = path("default.yaml", DAEMON_YAML);
-    let only_key: Variables =
-        with(Variables::new(), &[("MANAGER__CREDENTIALS_KEY", &TestKey::rsa(2048, KeyForm::Pkcs8).pem)]);
-    let told = problems(std::slice::from_ref(&daemon), only_key.clone());
-    expect_all(&told, &["MANAGER__ID: it still is", "OPENCTI__TOKEN: it still is", "KUBECONFIG: no cluster"], "raw");
-    assert_eq!(told.lines().count(), 3, "{told}");
-
-    let settings = loaded(std::slice::from_ref(&daemon), good());
-    assert_eq!(settings.opencti.url, "http://opencti:4000", "the environment's");
-    assert_eq!(settings.manager.name, "Filigran connector manager");
-    assert_eq!(settings.registry.server.as_deref(), Some("registry.example.org"));
-    let container = &docker(&settings).container;
-    assert_eq!(container.network_mode.as_deref(), Some("bridge"));
-    assert_eq!(container.extra_hosts.as_deref().unwrap(), ["host.docker.internal:host-gateway"]);
-    assert_eq!(container.privileged, Some(false));
-    assert_eq!(container.shm_size, Some(64 << 20));
-    assert_eq!(container.sysctls.as_deref().unwrap(), [("net.core.somaxconn".to_owned(), "1024".to_owned())]);
-    assert_eq!(container.ulimits.as_deref().unwrap()[0].hard, 2048);
-    assert_eq!(settings.limits.deadline, Duration::from_mins(10));
-    let told = notices(&settings);
-    assert!(
-        !told.contains("did you mean") && !told.contains("no variable"),
-        "every key of the daemon is known:\n{told}"
-    );
-
-    // Several files: the later wins, a whole list at a time; what it does not name stays.
-    let site = path("site.yaml", "opencti:\n  url: http://site:1\n  daemon:\n    docker:\n      extra_hosts: []\n");
-    let last = path("last.yaml", "manager: {name: Last}\nopencti:\n  url: http://last:1\n");
-    let empty = path("empty.yaml", "# nothing\n");
-    let files = [daemon, site, last, empty];
-    let settings = loaded(&files, without(good(), "OPENCTI__URL"));
-    assert_eq!(settings.opencti.url, "http://last:1");
-    assert_eq!(settings.manager.name, "Last");
-    assert_eq!(docker(&settings).container.extra_hosts.as_deref().unwrap(), [""; 0]);
-    assert_eq!(settings.registry.server.as_deref(), Some("registry.example.org"));
-}
-
-#[test]
-fn a_secret_of_the_environment_wins_over_every_form_of_it_in_a_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let key = file(folder.path(), "key", &TestKey::rsa(3072, KeyForm::Pkcs8).pem, 0o600);
-    let token = file(folder.path(), "token", "of-the-file", 0o600);
-    let yaml = format!("manager:\n  credentials_key_filepath: {key}\nopencti:\n  token_file: {token}\n");
-    let yaml = PathBuf::from(file(folder.path(), "default.yaml", &yaml, 0o600));
-    let settings = loaded(std::slice::from_ref(&yaml), good());
-    assert_eq!(settings.opencti.token.expose(), TOKEN);
-    assert_eq!(settings.manager.key.modulus_bytes(), 256, "the environment's inline key, not the file's path");
-    let bare = without(without(good(), "OPENCTI__TOKEN"), "MANAGER__CREDENTIALS_KEY");
-    let settings = loaded(&[yaml], bare);
-    assert_eq!(settings.opencti.token.expose(), "of-the-file");
-    assert_eq!(settings.manager.key.modulus_bytes(), 384);
-}
-
-#[test]
-fn broken_yaml_is_told_with_its_place_and_without_its_content() {
-    let folder = tempfile::tempdir().unwrap();
-    for (name, text) in [
-        ("indent", "opencti:\n  token: hunter2-hunter2\n   url: x\n"),
-        ("quote", "opencti:\n  token: \"hunter2-hunter2\n  url: x\n"),
-        ("tab", "opencti:\n\ttoken: hunter2-hunter2\n"),
-        ("list", "- hunter2-hunter2\n"),
-        ("text", "hunter2-hunter2"),
-        ("twice", "opencti:\n  token: hunter2-hunter2\n  token: hunter2-hunter3\n"),
-        ("binary", "opencti:\n  token: hunter2-hunter2\u{0}\n"),
-        ("alias", "opencti:\n  token: *hunter2-hunter2\n"),
-    ] {
-        let path = file(folder.path(), name, text, 0o600);
-        let told = problems(&[PathBuf::from(&path)], good());
-        expect_all(&told, &["--config", &path], name);
-        assert!(!told.contains("hunter"), "{name} shows the secret:\n{told}");
-    }
-    let missing = [PathBuf::from("/nowhere/default.yaml")];
-    expect_all(&problems(&missing, good()), &["--config", "cannot read /nowhere/default.yaml"], "missing");
 }
 
 #[test]
@@ -627,28 +284,6 @@ fn unknown_names_are_told_with_the_nearest_known_one_and_meaningless_ones_once()
 }
 
 #[test]
-fn the_engine_is_named_as_the_docker_client_names_it() {
-    let endpoint = |more: &[(&str, &str)]| docker(&loaded(&[], with(good(), more))).endpoint.clone();
-    assert_eq!(endpoint(&[]), Endpoint::Unix("/var/run/docker.sock".to_owned()));
-    assert_eq!(
-        endpoint(&[("DOCKER_HOST", "unix:///run/user/1000/docker.sock")]).to_string(),
-        "unix:///run/user/1000/docker.sock"
-    );
-    assert_eq!(endpoint(&[("DOCKER_HOST", "tcp://host:2375/")]), Endpoint::Tcp("host:2375".to_owned(), None));
-    let tls = [("DOCKER_HOST", "tcp://host:2376"), ("DOCKER_TLS_VERIFY", "1")];
-    expect_all(&problem(with(good(), &tls)), &["DOCKER_CERT_PATH: TLS is on and it is not set"], "no path");
-    let folder = tempfile::tempdir().unwrap();
-    let mut variables = with(good(), &tls);
-    variables.insert("DOCKER_CERT_PATH".to_owned(), folder.path().display().to_string());
-    let told = problems(&[], variables.clone());
-    expect_all(&told, &["ca.pem", "cert.pem", "key.pem"], "no files");
-    for name in ["ca.pem", "cert.pem", "key.pem"] {
-        file(folder.path(), name, "", 0o600);
-    }
-    assert!(matches!(docker(&loaded(&[], variables)).endpoint, Endpoint::Tcp(_, Some(_))));
-}
-
-#[test]
 fn a_proxy_that_cannot_be_used_is_refused_by_its_own_name_and_not_shown() {
     for (url, name) in [("http://opencti", "OPENCTI__HTTP_PROXY"), ("https://opencti", "OPENCTI__HTTPS_PROXY")] {
         for proxy in ["ftp://user:hunter2@proxy:21", "http://user:hunter2@", "socks5://user:hunter2@proxy:1080"] {
@@ -658,12 +293,12 @@ fn a_proxy_that_cannot_be_used_is_refused_by_its_own_name_and_not_shown() {
         }
         for proxy in ["http://proxy:3128", "proxy:3128", "http://user:p%40ss@proxy:3128"] {
             let proxied = [("OPENCTI__URL", url), ("OPENCTI__WITH_PROXY", "true"), (name, proxy)];
-            assert_eq!(loaded(&[], with(good(), &proxied)).opencti.proxy.unwrap().expose(), proxy);
+            assert_eq!(loaded(&[], with(good(), &proxied)).lanes[0].platform.proxy.as_ref().unwrap().expose(), proxy);
         }
     }
     // Off, the process's own variables have no say.
     let off = with(good(), &[("HTTP_PROXY", "http://proxy:3128"), ("OPENCTI__HTTP_PROXY", "http://proxy:3128")]);
-    assert!(loaded(&[], off).opencti.proxy.is_none());
+    assert!(loaded(&[], off).lanes[0].platform.proxy.is_none());
 }
 
 #[test]
