@@ -8,18 +8,15 @@ use crate::config::{ConfigError, Settings};
 use crate::desired::{self, Desired};
 use crate::exit;
 use crate::memory::Memory;
-use crate::model::VariableValue;
+use crate::model::{PlatformKind, VariableValue};
 use crate::orchestrator::docker::Docker;
 use crate::orchestrator::kubernetes::Kubernetes;
 use crate::orchestrator::{Orchestrator, OrchestratorError, OrchestratorSettings};
-use crate::platform::{OpenCti, Platform, PlatformError, envelope};
+use crate::platform::{Need, Platform, PlatformError, Registrant, connect, envelope};
 use crate::progress::Progress;
 use crate::report::{SCHEMA_VERSION, on_one_line, printable};
 use crate::stop::{Cause, Stop};
 use serde::Serialize;
-
-/// What a manager's user needs (contracts 1.3).
-const CAPABILITIES: [&str; 3] = ["CONNECTORAPI", "SETTINGS_SETACCESSES", "MODULES"];
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
@@ -59,8 +56,8 @@ impl Lines {
         self.bad(what, exit::ORCHESTRATOR, format!("{error}; {}", error.cure()));
     }
 
-    fn platform(&mut self, what: &'static str, error: &PlatformError) {
-        self.bad(what, exit::PLATFORM, format!("{error}; {}", error.cure()));
+    fn platform(&mut self, what: &'static str, kind: PlatformKind, error: &PlatformError) {
+        self.bad(what, exit::PLATFORM, format!("{error}; {}", error.cure().on(kind)));
     }
 }
 
@@ -96,10 +93,10 @@ pub(crate) async fn check(settings: Arc<Settings>, stop: &Stop) -> (Vec<Line>, u
 }
 
 async fn both_sides(settings: &Arc<Settings>, stop: &Stop, lines: &mut Lines) {
-    let platform = OpenCti::new(&settings.lanes[0].platform, &settings.manager, 1, stop.clone());
+    let platform = connect(&settings.lanes[0].platform, &settings.manager, 1, stop.clone());
     let asked = tokio::task::spawn_blocking({
         let settings = Arc::clone(settings);
-        move || ask(&platform, &settings)
+        move || ask(platform.as_ref(), &settings)
     });
     let mut desired = Desired::default();
     match asked.await {
@@ -114,7 +111,7 @@ async fn both_sides(settings: &Arc<Settings>, stop: &Stop, lines: &mut Lines) {
 }
 
 /// Everything about the platform. Blocks its thread.
-fn ask(platform: &OpenCti, settings: &Settings) -> (Lines, Desired) {
+fn ask(platform: &dyn Platform, settings: &Settings) -> (Lines, Desired) {
     let mut lines = Lines::default();
     match platform.version() {
         Ok(version) => {
@@ -123,20 +120,21 @@ fn ask(platform: &OpenCti, settings: &Settings) -> (Lines, Desired) {
         }
         Err(error) => {
             let what = if matches!(error, PlatformError::TokenRefused { .. }) { "token" } else { "platform" };
-            lines.platform(what, &error);
+            lines.platform(what, platform.kind(), &error);
             return (lines, Desired::default());
         }
     }
     capabilities(platform, &mut lines);
-    registration(platform, settings, &mut lines);
+    registration(platform, &mut lines);
     let desired = match platform.pull() {
         Ok(listing) => desired::read(listing),
         Err(error) => {
-            lines.platform("connectors", &error);
+            lines.platform("connectors", platform.kind(), &error);
             return (lines, Desired::default());
         }
     };
-    lines.good("connectors", format!("{} listed (OpenCTI issues tokens for those that have none)", desired.listed()));
+    let notice = platform.listing_notice().map_or(String::new(), |notice| format!(" ({notice})"));
+    lines.good("connectors", format!("{} listed{notice}", desired.listed()));
     for rejected in desired.rejected.values() {
         let detail = format!("{} ({}): {}", rejected.title, rejected.id, rejected.reason);
         lines.bad("connectors", exit::CONNECTOR_FAILED, detail);
@@ -148,48 +146,37 @@ fn ask(platform: &OpenCti, settings: &Settings) -> (Lines, Desired) {
     (lines, desired)
 }
 
-fn capabilities(platform: &OpenCti, lines: &mut Lines) {
+fn capabilities(platform: &dyn Platform, lines: &mut Lines) {
     match platform.capabilities() {
-        Ok(Some(has)) => {
-            let bypass = has.iter().any(|capability| capability.contains("BYPASS"));
-            for wanted in CAPABILITIES {
-                // The platform itself compares by substring (contracts 1.3).
-                if bypass || has.iter().any(|capability| capability.contains(wanted)) {
-                    lines.good("capability", wanted);
-                } else if wanted == "MODULES" {
-                    lines.open(
-                        "capability",
-                        "MODULES is missing: the registered manager cannot be named; a pass works without",
-                    );
-                } else {
-                    let cure = "give it to the role of the token's user";
-                    lines.bad("capability", exit::PLATFORM, format!("{wanted} is missing; {cure}"));
+        Ok(Some(capabilities)) => {
+            for capability in capabilities {
+                let name = capability.name;
+                match capability.need {
+                    _ if capability.granted => lines.good("capability", name),
+                    Need::Useful { without } => lines.open("capability", format!("{name} is missing: {without}")),
+                    Need::Always => {
+                        let detail = format!("{name} is missing; give it to the role of the token's user");
+                        lines.bad("capability", exit::PLATFORM, detail);
+                    }
                 }
             }
         }
         Ok(None) => lines.open("capability", "this platform does not tell the capabilities of the token's user"),
-        Err(error) => lines.platform("capability", &error),
+        Err(error) => lines.platform("capability", platform.kind(), &error),
     }
 }
 
-fn registration(platform: &OpenCti, settings: &Settings, lines: &mut Lines) {
-    match platform.managers() {
-        Ok(managers) if managers.is_empty() => lines.good("registration", "no manager yet; the first pass registers"),
-        Ok(managers) => {
-            let ours = format!("(id {})", settings.manager.id);
-            match managers.iter().find(|manager| manager.ends_with(&ours)) {
-                Some(_) => lines.good("registration", "this manager is registered"),
-                None => {
-                    let detail = format!(
-                        "the platform has {} already and accepts one only; set MANAGER__ID to that id to take its place",
-                        managers.join(", ")
-                    );
-                    lines.bad("registration", exit::PLATFORM, detail);
-                }
-            }
+fn registration(platform: &dyn Platform, lines: &mut Lines) {
+    // `check` reads no memory, so it speaks as a manager that was never registered.
+    match platform.registrant(false) {
+        Ok(Registrant::Nobody) => lines.good("registration", "no manager yet; the first pass registers"),
+        Ok(Registrant::Ours) => lines.good("registration", "this manager is registered"),
+        Ok(Registrant::Other(other)) => {
+            let cure = "set MANAGER__ID to its id to take its place";
+            lines.bad("registration", exit::PLATFORM, format!("the platform has {other} already; {cure}"));
         }
-        Err(error @ PlatformError::Forbidden { .. }) => lines.open("registration", error.to_string()),
-        Err(error) => lines.platform("registration", &error),
+        Ok(Registrant::Unknown(why)) => lines.open("registration", why),
+        Err(error) => lines.platform("registration", platform.kind(), &error),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::orchestrator::docker::Docker;
 use crate::orchestrator::kubernetes::Kubernetes;
 use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, OrchestratorSettings, Recalled};
 use crate::plan::{self, Plan, Step};
-use crate::platform::{OpenCti, Platform, PlatformError};
+use crate::platform::{self, Heartbeat, Platform, PlatformError, Registrant};
 use crate::prepare::{self, Prepared};
 use crate::progress::Progress;
 use crate::publish::{self, Publisher};
@@ -93,7 +93,7 @@ pub async fn pass(settings: Arc<Settings>, command: Command, stop: &Stop, progre
     let name = command.name();
     let concurrency = settings.limits.concurrency;
     let platform: Arc<dyn Platform> =
-        Arc::new(OpenCti::new(&settings.lanes[0].platform, &settings.manager, concurrency, stop.clone()));
+        platform::connect(&settings.lanes[0].platform, &settings.manager, concurrency, stop.clone());
     let platform_report = PlatformReport {
         kind: platform.kind(),
         url: platform.url().to_owned(),
@@ -288,7 +288,7 @@ impl Pass<'_> {
         &mut self,
         connecting: impl Future<Output = Result<O, OrchestratorError>>,
     ) -> Result<(O, String), End> {
-        let version = self.ask("about", super::platform::Platform::version);
+        let version = self.ask("about", Platform::version);
         let (orchestrator, version) = self.until_stopped(async { tokio::join!(connecting, version) }).await?;
         let version = match (version, &orchestrator) {
             (Ok(version), _) => version,
@@ -324,10 +324,16 @@ impl Pass<'_> {
         version: &str,
         memory: &Memory,
     ) -> Result<crate::memory::Registration, End> {
-        let known = self.ask("heartbeat", move |platform| platform.heartbeat(permit)).await?;
+        let remembered = memory.registration.is_some();
+        let heartbeat = self.ask("heartbeat", move |platform| platform.heartbeat(permit, remembered)).await?;
         let wanted = self.platform.registration(version);
-        let why =
-            if known { registration_change(memory, &wanted) } else { Some("the platform did not know this manager") };
+        let why = match heartbeat {
+            Heartbeat::Unregistered => Some("the platform did not know this manager"),
+            Heartbeat::Known { registered_with: Some(noted) } if noted != version => {
+                Some("the platform notes another version")
+            }
+            Heartbeat::Known { .. } => registration_change(memory, &wanted),
+        };
         if let Some(why) = why {
             tracing::info!(why, "registering");
             self.ask("register", move |platform| platform.register(permit)).await?;
@@ -339,25 +345,20 @@ impl Pass<'_> {
 
     /// What [`Self::register`] would find, without a write.
     async fn foretell_registration(&mut self, version: &str, memory: &Memory) -> Result<(), End> {
-        let id = format!("(id {})", self.settings.manager.id);
         let wanted = self.platform.registration(version);
-        let told = match self.ask("managers", Platform::managers).await {
-            Ok(managers) if managers.iter().any(|manager| manager.ends_with(&id)) => {
+        let remembered = memory.registration.is_some();
+        let told = match self.ask("registrant", move |platform| platform.registrant(remembered)).await? {
+            Registrant::Ours => {
                 registration_change(memory, &wanted).map_or("known".to_owned(), |why| format!("to register: {why}"))
             }
-            Ok(managers) => match managers.first() {
-                Some(other) => format!("to register; the platform has {other} already and may refuse"),
-                None => "to register: the platform does not know this manager".to_owned(),
-            },
-            // A pass itself can do without this capability.
-            Err(End::Platform(error @ PlatformError::Forbidden { .. })) => format!("cannot be told: {error}"),
-            Err(end) => return Err(end),
+            Registrant::Other(other) => format!("to register; the platform has {other} already and may refuse"),
+            Registrant::Nobody => "to register: the platform does not know this manager".to_owned(),
+            Registrant::Unknown(why) => format!("cannot be told: {why}"),
         };
         self.report.platform(|platform| platform.registration = Some(told));
-        self.report.notices.push(
-            "nothing was changed here; but being asked for the list, OpenCTI issues tokens for connectors that have none"
-                .to_owned(),
-        );
+        if let Some(notice) = self.platform.listing_notice() {
+            self.report.notices.push(format!("nothing was changed here; but {notice}"));
+        }
         Ok(())
     }
 
@@ -368,7 +369,7 @@ impl Pass<'_> {
         mut memory: Memory,
     ) -> Result<(Arc<Desired>, Arc<Plan>, Prepared, Observation), End> {
         let begun = Instant::now();
-        let listing = self.ask("connectorsForManagers", super::platform::Platform::pull).await?;
+        let listing = self.ask("connectorsForManagers", Platform::pull).await?;
         let desired = Arc::new(desired::read(listing));
         self.report.platform(|platform| platform.listed = Some(desired.listed()));
         for why in &desired.unidentified {
@@ -455,7 +456,7 @@ impl Pass<'_> {
     fn ended(&mut self, end: &End) {
         match end {
             End::Platform(error) => {
-                tracing::error!(%error, cure = error.cure(), "the platform cannot be used");
+                tracing::error!(%error, cure = error.cure().on(self.platform.kind()), "the platform cannot be used");
                 self.report.platform_failed(error);
             }
             End::Orchestrator(error) => {

@@ -1,9 +1,17 @@
 //! The platform: registration, pull, publish. What every product's implementation offers, and how it fails.
 
+mod answer;
 pub mod envelope;
-mod http;
+mod error;
+mod graphql;
+mod openaev;
 mod opencti;
+mod rest;
+mod retry;
+mod transport;
+mod version;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,12 +19,14 @@ use serde::Serialize;
 
 use crate::access::Permit;
 use crate::desired::Listing;
+use crate::manager::Manager;
 use crate::memory::Registration;
 use crate::model::{ConnectorId, CurrentStatus, PlatformKind};
 use crate::secret::Secret;
+use crate::stop::Stop;
 
-pub use http::HttpError;
-pub use opencti::OpenCti;
+pub use error::PlatformError;
+pub use transport::TransportError;
 
 /// How to reach one platform.
 #[derive(Debug)]
@@ -50,8 +60,11 @@ pub struct PlatformSettings {
 }
 
 /// One platform. Calls block their thread; they are made from blocking tasks.
+///
+/// Whatever writes takes a [`Permit`]. Calls that may happen twice are repeated inside the pass's deadline when the network or
+/// the platform fails for a moment.
 pub trait Platform: Send + Sync + 'static {
-    /// Which product.
+    /// Which product it is.
     fn kind(&self) -> PlatformKind;
 
     /// Its URL, for messages.
@@ -60,8 +73,11 @@ pub trait Platform: Send + Sync + 'static {
     /// Its version. Fails when it is too old for the composer API.
     fn version(&self) -> Result<String, PlatformError>;
 
-    /// The heartbeat: whether the platform knows this manager.
-    fn heartbeat(&self, permit: Permit) -> Result<bool, PlatformError>;
+    /// The heartbeat. `remembered`: whether memory says that this manager was registered by an earlier pass.
+    ///
+    /// Fails with [`PlatformError::OtherManager`] where the platform would give another composer's place away without a word,
+    /// so that [`Heartbeat::Unregistered`] always means that this manager may register.
+    fn heartbeat(&self, permit: Permit, remembered: bool) -> Result<Heartbeat, PlatformError>;
 
     /// Registers this manager; an upsert.
     fn register(&self, permit: Permit) -> Result<(), PlatformError>;
@@ -69,23 +85,103 @@ pub trait Platform: Send + Sync + 'static {
     /// What a registration of this manager with this version would send: when it differs, register again.
     fn registration(&self, version: &str) -> Registration;
 
+    /// Who is registered, asked without a write: for `plan` and `check`.
+    fn registrant(&self, remembered: bool) -> Result<Registrant, PlatformError>;
+
     /// Every managed connector. Null or an error is an error, never an empty list.
     fn pull(&self) -> Result<Listing, PlatformError>;
 
-    /// Capabilities of the token's user, where the platform tells; for `check`.
-    fn capabilities(&self) -> Result<Option<Vec<String>>, PlatformError>;
+    /// What the token's user may do, as far as the platform tells; `None` where it tells nothing. For `check`.
+    fn capabilities(&self) -> Result<Option<Vec<Capability>>, PlatformError>;
 
-    /// Whether this manager is registered, and who is if not; for `plan` and `check`.
-    fn managers(&self) -> Result<Vec<String>, PlatformError>;
+    /// What the platform does with log lines that it is sent.
+    fn log_delivery(&self) -> LogDelivery;
 
-    /// Reports the status.
+    /// What an operator should know about being asked for the list (OpenCTI issues tokens for connectors that have none).
+    fn listing_notice(&self) -> Option<&'static str>;
+
+    /// What an operator should know when this manager's key changed (OpenAEV keeps the former public key for up to 24 h).
+    fn key_change_notice(&self) -> Option<&'static str>;
+
+    /// Whether the list is given to the registered manager alone (OpenAEV), so that `plan` cannot see it before the first pass.
+    fn lists_for_registered_only(&self) -> bool;
+
+    /// Reports the status. Both products note each report for auditors, so this is for changes alone.
     fn set_status(&self, permit: Permit, id: &ConnectorId, status: CurrentStatus) -> Result<(), PlatformError>;
 
     /// Reports health.
     fn set_health(&self, permit: Permit, id: &ConnectorId, health: &Health) -> Result<(), PlatformError>;
 
-    /// Replaces the log that the platform shows.
+    /// Sends log lines. What becomes of the lines that the platform has is told by [`Platform::log_delivery`].
     fn set_logs(&self, permit: Permit, id: &ConnectorId, lines: &[String]) -> Result<(), PlatformError>;
+}
+
+/// A client for the platform that the settings name; nothing is sent yet. Connections are kept for `concurrency` calls at a
+/// time, and `stop` ends waits between attempts.
+#[must_use]
+pub fn connect(settings: &PlatformSettings, manager: &Manager, concurrency: usize, stop: Stop) -> Arc<dyn Platform> {
+    match settings.kind {
+        PlatformKind::OpenCti => Arc::new(opencti::OpenCti::new(settings, manager, concurrency, stop)),
+        PlatformKind::OpenAev => Arc::new(openaev::OpenAev::new(settings, manager, concurrency, stop)),
+    }
+}
+
+/// The platform's answer to a heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heartbeat {
+    /// This manager is registered.
+    Known {
+        /// The platform's own version when this manager registered, where the platform notes it. One that differs from the
+        /// version of today calls for another registration.
+        registered_with: Option<String>,
+    },
+    /// It is not, and may register.
+    Unregistered,
+}
+
+/// Who has the place of the manager.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Registrant {
+    /// This manager.
+    Ours,
+    /// Nobody whom a registration would have to spare.
+    Nobody,
+    /// Another one, in words that complete "the platform has … already".
+    Other(String),
+    /// It cannot be told, and this is why. A pass may work all the same.
+    Unknown(String),
+}
+
+/// One thing that a manager's user should be allowed to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capability {
+    /// As the platform's administrators see it.
+    pub name: &'static str,
+    /// Whether the token's user has it.
+    pub granted: bool,
+    /// How much depends on it.
+    pub need: Need,
+}
+
+/// How much depends on a capability.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// No pass works without it.
+    Always,
+    /// A pass works without it, but not as well.
+    Useful {
+        /// What is lost.
+        without: &'static str,
+    },
+}
+
+/// What a platform does with log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogDelivery {
+    /// They take the place of what it had: send the whole tail each time (OpenCTI).
+    Replace,
+    /// They are added to what it has: send only what is new (OpenAEV).
+    Append,
 }
 
 /// Health of one workload that runs.
@@ -99,139 +195,14 @@ pub struct Health {
     pub looping: bool,
 }
 
-/// Why a platform could not be used.
-#[derive(Debug, thiserror::Error)]
-pub enum PlatformError {
-    /// The transport failed, or the answer is not the protocol's.
-    #[error("{operation}: {source}")]
-    Http {
-        /// What was asked.
-        operation: &'static str,
-        /// How it failed.
-        source: HttpError,
-    },
-    /// The token is unknown, expired or revoked, or its user lacks `APIACCESS_USETOKEN` (contracts 1.3).
-    #[error("{url} refused the token {hint} (user agent {agent})")]
-    TokenRefused {
-        /// The platform.
-        url: String,
-        /// First characters of the token.
-        hint: String,
-        /// As sent.
-        agent: &'static str,
-    },
-    /// The token's user may not do this.
-    #[error("{operation}: the token's user on {url} lacks the capability {capability}")]
-    Forbidden {
-        /// What was asked.
-        operation: &'static str,
-        /// The platform.
-        url: String,
-        /// What it takes.
-        capability: &'static str,
-    },
-    /// An LTS build without licence.
-    #[error("{url} is an LTS build without an activated licence")]
-    Licence {
-        /// The platform.
-        url: String,
-    },
-    /// Older than the composer API.
-    #[error("{url} runs version {version}, which is too old for the composer API: it exists from {least} on")]
-    TooOld {
-        /// The platform.
-        url: String,
-        /// As it says.
-        version: String,
-        /// First version that has it.
-        least: &'static str,
-    },
-    /// Another manager is registered already.
-    #[error("{url} accepts one connector manager only, and has {registered} already")]
-    OtherManager {
-        /// The platform.
-        url: String,
-        /// The one that is registered, with its id.
-        registered: String,
-    },
-    /// The operation is not in the platform's schema.
-    #[error("{operation}: {url} does not know this: {message}")]
-    NotSupported {
-        /// What was asked.
-        operation: &'static str,
-        /// The platform.
-        url: String,
-        /// The platform's words.
-        message: String,
-    },
-    /// Any other error of the platform's own.
-    #[error("{operation}: {url} answered {code}: {message}")]
-    Refused {
-        /// What was asked.
-        operation: &'static str,
-        /// The platform.
-        url: String,
-        /// The platform's code.
-        code: String,
-        /// The platform's words.
-        message: String,
-    },
-    /// No value and no error.
-    #[error("{operation}: {url} answered null, without an error")]
-    Null {
-        /// What was asked.
-        operation: &'static str,
-        /// The platform.
-        url: String,
-    },
-    /// The task that made the call was lost.
-    #[error("{operation}: the call was abandoned: {why}")]
-    Abandoned {
-        /// What was asked.
-        operation: &'static str,
-        /// How.
-        why: String,
-    },
-}
-
-impl PlatformError {
-    /// Whether other requests would fail like this one: the platform as a whole cannot be used.
-    #[must_use]
-    pub fn is_general(&self) -> bool {
-        match self {
-            // About what was sent: too large, or refused or choked on by something that looks into it.
-            Self::Http { source: HttpError::Status { status: 400 | 403 | 413 | 422 | 500, .. }, .. }
-            | Self::Http { source: HttpError::NotJson { .. }, .. } => false,
-            Self::Http { .. } | Self::TokenRefused { .. } => true,
-            _ => false,
-        }
-    }
-
-    /// What the operator can do about it.
-    #[must_use]
-    pub fn cure(&self) -> &'static str {
-        match self {
-            Self::Http { source, .. } => source.cure(),
-            Self::TokenRefused { .. } => {
-                "set OPENCTI__TOKEN to a valid token of a user who may use tokens (capability APIACCESS_USETOKEN)"
-            }
-            Self::Forbidden { .. } => "give the user's role that capability, or use a token of the manager's own user",
-            Self::Licence { .. } => "activate the licence in the platform's settings",
-            Self::TooOld { .. } => "upgrade the platform",
-            Self::OtherManager { .. } => {
-                "set MANAGER__ID to the registered id to take its place, after stopping whatever else runs under it"
-            }
-            Self::NotSupported { .. } => "compare the platform's version with the ones that the README names",
-            Self::Refused { .. } | Self::Null { .. } | Self::Abandoned { .. } => {
-                "look into the platform's log at this time; the next pass tries again"
-            }
-        }
-    }
-}
-
-/// Longest wait for an answer, from configuration.
+/// Longest waits for an answer, from configuration.
 #[derive(Debug, Clone, Copy)]
 struct Timeouts {
     request: Duration,
     pull: Duration,
+}
+
+/// What registering this manager sends; the version is the platform's and comes later.
+fn registration(manager: &Manager) -> Registration {
+    Registration { version: String::new(), key: manager.key.fingerprint.clone(), name: manager.name.clone() }
 }

@@ -51,7 +51,7 @@ pub struct Failure {
     /// Why.
     pub error: String,
     /// What to do.
-    pub cure: &'static str,
+    pub cure: String,
     /// Whether the platform as a whole could not be used.
     pub platform_gone: bool,
 }
@@ -215,7 +215,8 @@ impl<O: Orchestrator> Publisher<'_, O> {
         let reading = tokio::time::timeout(LOG_TIMEOUT, self.orchestrator.logs(handle, self.tail, &secrets));
         let Some(Ok(read)) = self.patiently(reading).await else {
             let error = format!("the log of {handle} did not come within {} s", LOG_TIMEOUT.as_secs());
-            let (connector, cure) = (connector.clone(), "see what keeps the engine, or the node, from giving it");
+            let cure = "see what keeps the engine, or the node, from giving it".to_owned();
+            let connector = connector.clone();
             failures.push(Failure { connector, what: "logs", error, cure, platform_gone: false });
             return false;
         };
@@ -231,7 +232,7 @@ impl<O: Orchestrator> Publisher<'_, O> {
                     connector: connector.clone(),
                     what: "logs",
                     error: error.to_string(),
-                    cure: error.cure(),
+                    cure: error.cure().to_owned(),
                     platform_gone: false,
                 });
                 false
@@ -248,11 +249,11 @@ impl<O: Orchestrator> Publisher<'_, O> {
         failures: &mut Vec<Failure>,
         call: impl FnOnce(&dyn Platform, Permit, &ConnectorId) -> Result<(), PlatformError> + Send + 'static,
     ) -> bool {
-        let failure = |error: String, cure, platform_gone| Failure {
+        let failure = |error: String, cure: &str, platform_gone| Failure {
             connector: connector.clone(),
             what,
             error,
-            cure,
+            cure: cure.to_owned(),
             platform_gone,
         };
         if gone.load(Ordering::Relaxed) {
@@ -277,8 +278,9 @@ impl<O: Orchestrator> Publisher<'_, O> {
                 if platform_gone {
                     gone.store(true, Ordering::Relaxed);
                 }
-                tracing::error!(%connector, what, %error, cure = error.cure(), "cannot be published");
-                failures.push(failure(error.to_string(), error.cure(), platform_gone));
+                let cure = error.cure().on(self.platform.kind());
+                tracing::error!(%connector, what, %error, cure, "cannot be published");
+                failures.push(failure(error.to_string(), &cure, platform_gone));
                 false
             }
             Err(lost) => {

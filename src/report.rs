@@ -212,7 +212,8 @@ impl Report {
 
     /// A platform could not be used.
     pub fn platform_failed(&mut self, error: &PlatformError) {
-        self.fault(exit::PLATFORM, None, error.to_string(), error.cure());
+        let kind = self.platforms.first().map_or(PlatformKind::OpenCti, |platform| platform.kind);
+        self.fault(exit::PLATFORM, None, error.to_string(), &error.cure().on(kind));
     }
 
     /// An orchestrator could not be used.
@@ -239,7 +240,7 @@ impl Report {
     pub fn publish_failed(&mut self, failure: &Failure) {
         let code = if failure.platform_gone { exit::PLATFORM } else { exit::CONNECTOR_FAILED };
         let error = format!("{} was not published: {}", failure.what, failure.error);
-        self.fault(code, Some(failure.connector.clone()), error, failure.cure);
+        self.fault(code, Some(failure.connector.clone()), error, &failure.cure);
     }
 
     /// Entries of the list that could not even be identified.

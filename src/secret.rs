@@ -32,12 +32,12 @@ impl Secret {
     }
 
     /// The first characters of a token, as an operator needs them to tell which token was refused:
-    /// at most four, and never more than a quarter of it. The fixed prefix of OpenCTI's tokens (contracts 5) is kept.
+    /// at most four, and never more than a quarter of it. `known_prefix` is what every token of that product begins with:
+    /// it tells nothing, and is shown as it is.
     #[must_use]
-    pub fn hint(&self) -> String {
-        const PREFIX: &str = "flgrn_octi_tkn_";
-        let (prefix, rest) = match self.0.strip_prefix(PREFIX) {
-            Some(rest) => (PREFIX, rest),
+    pub fn hint(&self, known_prefix: &str) -> String {
+        let (prefix, rest) = match self.0.strip_prefix(known_prefix) {
+            Some(rest) => (known_prefix, rest),
             None => ("", self.0.as_str()),
         };
         let shown: String = rest.chars().take((rest.chars().count() / 4).min(4)).collect();
@@ -81,9 +81,12 @@ mod tests {
 
     #[test]
     fn a_hint_shows_at_most_a_quarter_of_a_token() {
-        assert_eq!(Secret::new("abc".to_owned()).hint(), "…");
-        assert_eq!(Secret::new("abcdefgh".to_owned()).hint(), "ab…");
-        assert_eq!(Secret::new("12345678-1234-1234-1234-123456789abc".to_owned()).hint(), "1234…");
-        assert_eq!(Secret::new("flgrn_octi_tkn_abcdefghijklmnop".to_owned()).hint(), "flgrn_octi_tkn_abcd…");
+        assert_eq!(Secret::new("abc".to_owned()).hint(""), "…");
+        assert_eq!(Secret::new("abcdefgh".to_owned()).hint(""), "ab…");
+        assert_eq!(Secret::new("12345678-1234-1234-1234-123456789abc".to_owned()).hint(""), "1234…");
+        assert_eq!(
+            Secret::new("flgrn_octi_tkn_abcdefghijklmnop".to_owned()).hint("flgrn_octi_tkn_"),
+            "flgrn_octi_tkn_abcd…"
+        );
     }
 }

@@ -1,35 +1,54 @@
-//! OpenCTI over GraphQL (contracts 1). Operations are checked against the schema beside this file at build time.
-
-use std::time::Duration;
+//! OpenCTI over GraphQL (contracts 1). Each operation is a document of its own, checked at build time against the schema
+//! beside it: a platform refuses a whole document for one field that it does not have.
 
 use graphql_client::GraphQLQuery;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use super::PlatformSettings;
-use super::http::{Http, USER_AGENT, shape_fault};
-use super::{Health, HttpError, Platform, PlatformError, Timeouts};
+use super::answer::shape_fault;
+use super::error::PlatformError;
+use super::graphql::{Call, Fault, GraphQl};
+use super::retry::Retry;
+use super::transport::USER_AGENT;
+use super::{
+    Capability, Health, Heartbeat, LogDelivery, Need, Platform, PlatformSettings, Registrant, Timeouts, version,
+};
 use crate::access::Permit;
 use crate::desired::{Listing, WireConnector, WireVariable};
 use crate::manager::Manager;
 use crate::memory::Registration;
-use crate::model::{ConnectorId, CurrentStatus, PlatformKind};
+use crate::model::{ConnectorId, Cure, CurrentStatus, PlatformKind};
 use crate::secret::Secret;
 use crate::stop::Stop;
 
 /// First version with the composer API outside a feature flag (contracts 0).
 const FIRST_VERSION: (u64, u64, u64) = (6, 8, 0);
 const FIRST_VERSION_TEXT: &str = "6.8.0";
+/// What every token begins with (contracts 5): it may be shown, for it tells nothing.
+const TOKEN_PREFIX: &str = "flgrn_octi_tkn_";
 
-/// Characters of a platform's own message that are passed on.
-const MESSAGE_MAX: usize = 500;
+/// The query that names the registered manager.
+const MANAGERS: &str = "connectorManagers";
+const LIST: &str = "connectorsForManagers";
+
+const TOKEN_CURE: Cure =
+    Cure("set P__TOKEN to a valid token of a user who may use tokens (capability APIACCESS_USETOKEN)");
+const OTHER_MANAGER_CURE: Cure =
+    Cure("set MANAGER__ID to the registered id to take its place, after stopping whatever else runs under it");
+
+/// What a manager's user needs (contracts 1.3), beside what `check` could not even ask without.
+const CAPABILITIES: [(&str, Need); 3] = [
+    ("CONNECTORAPI", Need::Always),
+    ("SETTINGS_SETACCESSES", Need::Always),
+    ("MODULES", Need::Useful { without: "the registered manager cannot be named; a pass works without" }),
+];
 
 /// The schema's scalar, RFC 3339.
 type DateTime = String;
 
 macro_rules! operations {
-    ($($name:ident),+) => {
+    ($($name:ident $document:tt),+ $(,)?) => {
         /// What graphql_client makes of the operations.
         mod operations {
             #![allow(missing_docs, clippy::pedantic, reason = "generated")]
@@ -37,49 +56,34 @@ macro_rules! operations {
             use graphql_client::GraphQLQuery;
             $(
                 #[derive(GraphQLQuery)]
-                #[graphql(
-                    schema_path = "src/platform/opencti/schema.graphql",
-                    query_path = "src/platform/opencti/operations.graphql"
-                )]
+                #[graphql(schema_path = "src/platform/opencti/schema.graphql", query_path = $document)]
                 pub struct $name;
             )+
         }
     };
 }
-operations!(Version, Capabilities, Managers, Connectors, Heartbeat, Register, SetStatus, SetHealth, SetLogs);
+operations! {
+    Version "src/platform/opencti/operations/version.graphql",
+    Capabilities "src/platform/opencti/operations/capabilities.graphql",
+    Managers "src/platform/opencti/operations/managers.graphql",
+    Connectors "src/platform/opencti/operations/connectors.graphql",
+    Heartbeat "src/platform/opencti/operations/heartbeat.graphql",
+    Register "src/platform/opencti/operations/register.graphql",
+    SetStatus "src/platform/opencti/operations/set_status.graphql",
+    SetHealth "src/platform/opencti/operations/set_health.graphql",
+    SetLogs "src/platform/opencti/operations/set_logs.graphql",
+}
 use operations as op;
 
 /// One OpenCTI platform.
-pub struct OpenCti {
-    http: Http,
+pub(crate) struct OpenCti {
+    graphql: GraphQl,
     url: String,
     token_hint: String,
     timeouts: Timeouts,
     manager: Registration,
     manager_id: String,
     public_pem: String,
-}
-
-#[derive(Deserialize)]
-struct Answer<'a> {
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-    #[serde(default)]
-    errors: Option<Vec<WireError>>,
-}
-
-#[derive(Deserialize)]
-struct WireError {
-    #[serde(default)]
-    message: String,
-    #[serde(default)]
-    extensions: Option<Extensions>,
-}
-
-#[derive(Deserialize)]
-struct Extensions {
-    #[serde(default)]
-    code: Option<String>,
 }
 
 /// The list, each entry as it came: a malformed one must not spoil the others.
@@ -91,46 +95,19 @@ struct RawConnectors<'a> {
 
 impl OpenCti {
     /// A client; nothing is sent yet.
-    #[must_use]
-    pub fn new(settings: &PlatformSettings, manager: &Manager, concurrency: usize, stop: Stop) -> Self {
+    pub(crate) fn new(settings: &PlatformSettings, manager: &Manager, concurrency: usize, stop: Stop) -> Self {
         Self {
-            http: Http::new(settings, concurrency, stop),
+            graphql: GraphQl::new(settings, concurrency, stop),
             url: settings.url.clone(),
-            token_hint: settings.token.hint(),
+            token_hint: settings.token.hint(TOKEN_PREFIX),
             timeouts: Timeouts { request: settings.request_timeout, pull: settings.pull_timeout },
-            manager: Registration {
-                version: String::new(),
-                key: manager.key.fingerprint.clone(),
-                name: manager.name.clone(),
-            },
+            manager: super::registration(manager),
             manager_id: manager.id.to_string(),
             public_pem: manager.key.public_pem.clone(),
         }
     }
 
-    /// Runs an operation and gives what `read` makes of its data.
-    fn call<Q: GraphQLQuery, T>(
-        &self,
-        operation: &'static str,
-        variables: Q::Variables,
-        timeout: Duration,
-        read: impl FnOnce(&RawValue) -> Result<T, serde_json::Error>,
-    ) -> Result<T, PlatformError> {
-        let http = |source| PlatformError::Http { operation, source };
-        let body = serde_json::to_vec(&Q::build_query(variables))
-            .map_err(|error| PlatformError::Abandoned { operation, why: error.to_string() })?;
-        let text = match self.http.post("/graphql", &body, timeout) {
-            Ok(text) => text,
-            Err(source) => return Err(self.refusal(&source).unwrap_or_else(|| http(source))),
-        };
-        let answer: Answer = serde_json::from_str(&text).map_err(|error| http(self.http.unparsable(&text, &error)))?;
-        if let Some(error) = answer.errors.unwrap_or_default().into_iter().next() {
-            return Err(self.error(operation, error));
-        }
-        let data = answer.data.ok_or_else(|| self.null(operation))?;
-        read(data).map_err(|error| http(self.http.unexpected(&error)))
-    }
-
+    /// Every operation may be sent twice: reads, upserts, and writes that replace.
     fn query<Q: GraphQLQuery>(
         &self,
         operation: &'static str,
@@ -139,13 +116,9 @@ impl OpenCti {
     where
         Q::ResponseData: DeserializeOwned,
     {
-        self.call::<Q, _>(operation, variables, self.timeouts.request, |data| serde_json::from_str(data.get()))
-    }
-
-    /// Some proxies answer a refused token themselves. A 403 is never about a capability: the platform tells that in a
-    /// GraphQL error (contracts 1.4).
-    fn refusal(&self, source: &HttpError) -> Option<PlatformError> {
-        matches!(source, HttpError::Status { status: 401, .. }).then(|| self.token_refused())
+        let call = Call { operation, timeout: self.timeouts.request, retry: Retry::Idempotent };
+        let answer = self.graphql.run::<Q, _>(&call, variables, |data| serde_json::from_str(data.get()));
+        answer.map_err(|fault| self.error(operation, fault))
     }
 
     fn null(&self, operation: &'static str) -> PlatformError {
@@ -153,39 +126,53 @@ impl OpenCti {
     }
 
     fn token_refused(&self) -> PlatformError {
-        PlatformError::TokenRefused { url: self.url.clone(), hint: self.token_hint.clone(), agent: USER_AGENT }
+        let (url, hint) = (self.url.clone(), self.token_hint.clone());
+        PlatformError::TokenRefused { url, hint, agent: USER_AGENT, cure: TOKEN_CURE }
     }
 
-    /// The first error decides (contracts 1.4).
-    fn error(&self, operation: &'static str, error: WireError) -> PlatformError {
-        let error = WireError { message: error.message.chars().take(MESSAGE_MAX).collect(), ..error };
-        let code = error.extensions.and_then(|extensions| extensions.code).unwrap_or_default();
+    /// What a fault means (contracts 1.4). A status of 403 is never about a capability: OpenCTI tells that in an error of
+    /// its own. A 401 is a proxy's that knows about tokens.
+    fn error(&self, operation: &'static str, fault: Fault) -> PlatformError {
         let url = self.url.clone();
+        let (code, message) = match fault {
+            Fault::Other(error) => return error,
+            Fault::Status(answer) if answer.status == 401 => return self.token_refused(),
+            Fault::Status(answer) => return PlatformError::status(operation, &url, &answer),
+            Fault::Errors { code, message } => (code, message),
+        };
         match code.as_str() {
             "AUTH_REQUIRED" => self.token_refused(),
             "FORBIDDEN_ACCESS" => PlatformError::Forbidden { operation, url, capability: capability(operation) },
-            "LTS_REQUIRED_ACTIVATION" => PlatformError::Licence { url },
-            "GRAPHQL_VALIDATION_FAILED" => PlatformError::NotSupported { operation, url, message: error.message },
-            _ => PlatformError::Refused { operation, url, code, message: error.message },
+            "LTS_REQUIRED_ACTIVATION" => PlatformError::Explained {
+                operation,
+                message: format!("{url} is an LTS build without an activated licence"),
+                cure: Cure("activate the licence in the platform's settings"),
+                general: true,
+            },
+            "GRAPHQL_VALIDATION_FAILED" => PlatformError::NotSupported { operation, url, message },
+            _ => PlatformError::Refused { operation, url, code, message },
         }
     }
+
+    /// Who is registered: id, and how to call it. The platform has one place, older ones have several (contracts 1.2).
+    fn managers(&self) -> Result<Vec<(String, String)>, PlatformError> {
+        let data = self.query::<op::Managers>(MANAGERS, op::managers::Variables {})?;
+        let managers = data.connector_managers.into_iter();
+        Ok(managers.map(|manager| (manager.id.clone(), format!("{:?} (id {})", manager.name, manager.id))).collect())
+    }
+}
+
+fn names(managers: Vec<(String, String)>) -> String {
+    managers.into_iter().map(|(_, name)| name).collect::<Vec<_>>().join(", ")
 }
 
 /// What an operation takes (contracts 1.1).
 fn capability(operation: &str) -> &'static str {
     match operation {
-        "connectorsForManagers" => "SETTINGS_SETACCESSES",
-        "connectorManagers" => "MODULES",
+        LIST => "SETTINGS_SETACCESSES",
+        MANAGERS => "MODULES",
         _ => "CONNECTORAPI",
     }
-}
-
-/// `major.minor.patch` of a version that may have more to it; `None` for development builds that name none.
-fn parse_version(text: &str) -> Option<(u64, u64, u64)> {
-    let mut parts = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    let mut next = || parts.next()?.ok();
-    let (major, minor) = (next()?, next()?);
-    Some((major, minor, next().unwrap_or(0)))
 }
 
 impl Platform for OpenCti {
@@ -201,19 +188,22 @@ impl Platform for OpenCti {
         let operation = "about";
         let data = self.query::<op::Version>(operation, op::version::Variables {})?;
         let version = data.about.ok_or_else(|| self.null(operation))?.version;
-        if parse_version(&version).is_some_and(|version| version < FIRST_VERSION) {
+        if version::parse(&version).is_some_and(|version| version < FIRST_VERSION) {
             return Err(PlatformError::TooOld { url: self.url.clone(), version, least: FIRST_VERSION_TEXT });
         }
         Ok(version)
     }
 
-    fn heartbeat(&self, _: Permit) -> Result<bool, PlatformError> {
+    fn heartbeat(&self, _: Permit, _: bool) -> Result<Heartbeat, PlatformError> {
         let input = op::heartbeat::UpdateConnectorManagerStatusInput { id: self.manager_id.clone() };
         let operation = "updateConnectorManagerStatus";
         match self.query::<op::Heartbeat>(operation, op::heartbeat::Variables { input }) {
-            Ok(data) => Ok(data.update_connector_manager_status.is_some()),
+            Ok(data) if data.update_connector_manager_status.is_some() => {
+                Ok(Heartbeat::Known { registered_with: None })
+            }
+            Ok(_) => Ok(Heartbeat::Unregistered),
             // "Cant find element to update" (contracts 1.2).
-            Err(PlatformError::Refused { code, .. }) if code == "FUNCTIONAL_ERROR" => Ok(false),
+            Err(PlatformError::Refused { code, .. }) if code == "FUNCTIONAL_ERROR" => Ok(Heartbeat::Unregistered),
             Err(error) => Err(error),
         }
     }
@@ -229,8 +219,9 @@ impl Platform for OpenCti {
             Ok(data) if data.register_connectors_manager.is_some() => Ok(()),
             Ok(_) => Err(self.null(operation)),
             Err(PlatformError::Refused { code, message, .. }) if code == "UNSUPPORTED_ERROR" => {
-                let registered = self.managers().map_or(message, |managers| managers.join(", "));
-                Err(PlatformError::OtherManager { url: self.url.clone(), registered })
+                let registered = self.managers().map_or(message, names);
+                let what = format!("{} accepts one connector manager only, and has {registered} already", self.url);
+                Err(PlatformError::OtherManager { what, cure: OTHER_MANAGER_CURE })
             }
             Err(error) => Err(error),
         }
@@ -240,31 +231,53 @@ impl Platform for OpenCti {
         Registration { version: version.to_owned(), ..self.manager.clone() }
     }
 
-    fn pull(&self) -> Result<Listing, PlatformError> {
-        let operation = "connectorsForManagers";
-        let listing =
-            self.call::<op::Connectors, _>(operation, op::connectors::Variables {}, self.timeouts.pull, |data| {
-                let raw: RawConnectors = serde_json::from_str(data.get())?;
-                Ok(raw.list.map(|list| listing(&list)))
-            })?;
-        listing.ok_or_else(|| self.null(operation))
+    fn registrant(&self, _: bool) -> Result<Registrant, PlatformError> {
+        match self.managers() {
+            Ok(managers) if managers.iter().any(|(id, _)| *id == self.manager_id) => Ok(Registrant::Ours),
+            Ok(managers) if managers.is_empty() => Ok(Registrant::Nobody),
+            Ok(managers) => Ok(Registrant::Other(names(managers))),
+            // A pass itself can do without this capability.
+            Err(error @ PlatformError::Forbidden { .. }) => Ok(Registrant::Unknown(error.to_string())),
+            Err(error) => Err(error),
+        }
     }
 
-    fn capabilities(&self) -> Result<Option<Vec<String>>, PlatformError> {
+    fn pull(&self) -> Result<Listing, PlatformError> {
+        let call = Call { operation: LIST, timeout: self.timeouts.pull, retry: Retry::Idempotent };
+        let answer = self.graphql.run::<op::Connectors, _>(&call, op::connectors::Variables {}, |data| {
+            let raw: RawConnectors<'_> = serde_json::from_str(data.get())?;
+            Ok(raw.list.map(|list| listing(&list)))
+        });
+        answer.map_err(|fault| self.error(LIST, fault))?.ok_or_else(|| self.null(LIST))
+    }
+
+    /// Older platforms do not tell: then the field is not in their schema.
+    fn capabilities(&self) -> Result<Option<Vec<Capability>>, PlatformError> {
         match self.query::<op::Capabilities>("me", op::capabilities::Variables {}) {
-            Ok(data) => Ok(data.me.map(|me| me.capabilities.into_iter().map(|capability| capability.name).collect())),
+            Ok(data) => Ok(data.me.map(|me| {
+                let has: Vec<String> = me.capabilities.into_iter().map(|capability| capability.name).collect();
+                granted(&has)
+            })),
             Err(PlatformError::NotSupported { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    fn managers(&self) -> Result<Vec<String>, PlatformError> {
-        let data = self.query::<op::Managers>("connectorManagers", op::managers::Variables {})?;
-        Ok(data
-            .connector_managers
-            .into_iter()
-            .map(|manager| format!("{:?} (id {})", manager.name, manager.id))
-            .collect())
+    fn log_delivery(&self) -> LogDelivery {
+        LogDelivery::Replace
+    }
+
+    fn listing_notice(&self) -> Option<&'static str> {
+        Some("being asked for the list, OpenCTI issues tokens for connectors that have none")
+    }
+
+    /// The key of the registration counts at once.
+    fn key_change_notice(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn lists_for_registered_only(&self) -> bool {
+        false
     }
 
     fn set_status(&self, _: Permit, id: &ConnectorId, status: CurrentStatus) -> Result<(), PlatformError> {
@@ -292,6 +305,12 @@ impl Platform for OpenCti {
         let input = op::set_logs::LogsConnectorStatusInput { id: id.to_string(), logs: lines.to_vec() };
         self.query::<op::SetLogs>("updateConnectorLogs", op::set_logs::Variables { input }).map(drop)
     }
+}
+
+/// The platform itself compares by substring (contracts 1.3).
+fn granted(has: &[String]) -> Vec<Capability> {
+    let covers = |name: &str| has.iter().any(|has| has.contains("BYPASS") || has.contains(name));
+    CAPABILITIES.map(|(name, need)| Capability { name, granted: covers(name), need }).into()
 }
 
 fn listing(entries: &[&RawValue]) -> Listing {
@@ -331,16 +350,16 @@ fn wire(connector: op::connectors::ConnectorsConnectorsForManagers) -> WireConne
 
 #[cfg(test)]
 mod tests {
-    use super::parse_version;
+    use super::granted;
 
     #[test]
-    fn a_version_is_read_as_far_as_it_is_one() {
-        assert_eq!(parse_version("6.8.0"), Some((6, 8, 0)));
-        assert_eq!(parse_version("7.261026.0-lts.2"), Some((7, 261_026, 0)));
-        assert_eq!(parse_version("6.10"), Some((6, 10, 0)));
-        assert!(parse_version("6.10.1") > parse_version("6.9.17"), "by number, not by text");
-        for development in ["", "master", "6", "v6.8.0", ".8.0"] {
-            assert_eq!(parse_version(development), None, "{development}: nothing is known of it, so it is tried");
-        }
+    fn a_capability_is_granted_by_a_longer_name_and_all_by_bypass() {
+        let granted = |has: &[&str]| {
+            let has: Vec<String> = has.iter().map(ToString::to_string).collect();
+            granted(&has).into_iter().filter(|capability| capability.granted).map(|it| it.name).collect::<Vec<_>>()
+        };
+        assert_eq!(granted(&["CONNECTORAPI", "MODULES_MODMANAGE"]), ["CONNECTORAPI", "MODULES"]);
+        assert_eq!(granted(&["BYPASS"]), ["CONNECTORAPI", "SETTINGS_SETACCESSES", "MODULES"]);
+        assert!(granted(&[]).is_empty());
     }
 }

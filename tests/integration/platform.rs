@@ -64,7 +64,7 @@ fn a_list_that_cannot_be_used_ends_the_pass_says_what_to_do_and_touches_nothing(
         (FaultKind::Drop, &["cannot be reached", "see that the platform is up"], 4),
         (FaultKind::NullData, &["answered null, without an error", "look into the platform's log"], 1),
         (graphql("FUNCTIONAL_ERROR", upgrade), &["FUNCTIONAL_ERROR", upgrade, "the next pass tries again"], 1),
-        (FaultKind::status(500), &["HTTP 500", log_cure], 1),
+        (FaultKind::status(500), &["HTTP 500", log_cure], 4),
         (FaultKind::status(502), &["HTTP 502", log_cure], 4),
         (FaultKind::status(503), &["HTTP 503", log_cure], 4),
         (FaultKind::status(504), &["HTTP 504", log_cure], 4),
@@ -111,7 +111,8 @@ fn a_platform_that_is_not_what_it_should_be_ends_the_pass_and_touches_nothing() 
     scene.platform.edit(|state| state.lts_unlicensed = false);
 
     scene.platform.edit(|state| state.connector_mut("id-keep").unwrap().broken = true);
-    check("null and an error", scene.program(), &[LIST, "look into the platform's log"]);
+    let named = ["of the list", "manager_contract_", "id id-keep", LIST, "look into the platform's log"];
+    check("null and an error", scene.program(), &named);
     scene.platform.edit(|state| state.connector_mut("id-keep").unwrap().broken = false);
 
     let all = scene.platform.edit(|state| state.users[0].capabilities.clone());
