@@ -15,7 +15,8 @@ impl Answer {
 
     /// Whether it is a page for people: that of a login, a proxy or a wrong address.
     pub(crate) fn is_html(&self) -> bool {
-        self.content_type.starts_with("text/html") || self.body.trim_start().starts_with('<')
+        let body = self.body.trim_start();
+        body.starts_with('<') || (self.content_type.starts_with("text/html") && !body.is_empty())
     }
 }
 

@@ -36,7 +36,7 @@ const HEARTBEAT: &str = "refresh-connectivity";
 const LIST: &str = "connector-instances";
 
 const PLACE_CURE: Cure =
-    Cure("stop the other composer and set MANAGER__ID to its id, or set P__TAKE_OVER=true to let this one evict it");
+    Cure("stop the other composer or set MANAGER__ID to its id, or set P__TAKE_OVER=true to let this one evict it");
 
 const CATALOG_READ: &str = "catalog read";
 const CATALOG_WRITE: &str = "catalog write";
@@ -237,8 +237,13 @@ impl Platform for OpenAev {
         // An upsert by id, so it may be sent twice.
         let retry = Retry::Idempotent;
         let call = Call { operation, method: Method::Post, path: &path, body: Some(&body), timeout, retry };
-        let reply = self.rest.send(&call)?;
-        self.written(operation, reply, self.tenant.as_deref())
+        match self.rest.send(&call)? {
+            // A registration takes the place from whoever has it, so this cannot be about another composer.
+            Reply::Refused(answer) if Refusal::of(&answer) == Refusal::WrongComposer => {
+                Err(PlatformError::status(operation, &self.url, &answer))
+            }
+            reply => self.written(operation, reply, self.tenant.as_deref()),
+        }
     }
 
     fn registration(&self, version: &str) -> Registration {
@@ -275,7 +280,7 @@ impl Platform for OpenAev {
             Reply::Refused(answer) => match Refusal::of(&answer) {
                 // The capability is checked before the composer's id.
                 Refusal::WrongComposer => Ok(true),
-                Refusal::Hidden => Ok(false),
+                Refusal::Hidden(_) => Ok(false),
                 _ => Err(self.refused(operation, capability, &answer)),
             },
         };

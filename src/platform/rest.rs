@@ -67,9 +67,12 @@ impl Rest {
         operation: &'static str,
         body: &'a str,
     ) -> Result<T, PlatformError> {
-        serde_json::from_str(body).map_err(|error| match error.is_data() {
-            true => PlatformError::unexpected(operation, &self.url, &error),
-            false => PlatformError::unparsable(operation, &self.url, body, &error),
+        serde_json::from_str(body).map_err(|error| {
+            if error.is_data() {
+                PlatformError::unexpected(operation, &self.url, &error)
+            } else {
+                PlatformError::unparsable(operation, &self.url, body, &error)
+            }
         })
     }
 
@@ -87,9 +90,10 @@ pub(crate) fn segment(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
-        match plain(byte) {
-            true => escaped.push(char::from(byte)),
-            false => escaped.push_str(&format!("%{byte:02X}")),
+        if plain(byte) {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
         }
     }
     escaped

@@ -33,7 +33,7 @@ fn with_work_waiting(name: &str) -> Scene {
 /// The work that was waiting is done now.
 #[track_caller]
 fn expect_work_done(scene: &Scene, outcome: Outcome) {
-    let report = outcome.expect_code(exit::OK.into()).json();
+    let report = outcome.expect_code(exit::OK.into()).lane();
     assert_eq!(report["counts"]["steps"], json!({"refresh": 1, "remove": 1}), "{report:#}");
     assert_eq!(scene.containers().len(), 2);
     expect_unlocked(scene, "after the work");
@@ -64,7 +64,7 @@ fn a_list_that_cannot_be_used_ends_the_pass_says_what_to_do_and_touches_nothing(
         (FaultKind::Drop, &["cannot be reached", "see that the platform is up"], 4),
         (FaultKind::NullData, &["answered null, without an error", "look into the platform's log"], 1),
         (graphql("FUNCTIONAL_ERROR", upgrade), &["FUNCTIONAL_ERROR", upgrade, "the next pass tries again"], 1),
-        (FaultKind::status(500), &["HTTP 500", log_cure], 1),
+        (FaultKind::status(500), &["HTTP 500", log_cure], 4),
         (FaultKind::status(502), &["HTTP 502", log_cure], 4),
         (FaultKind::status(503), &["HTTP 503", log_cure], 4),
         (FaultKind::status(504), &["HTTP 504", log_cure], 4),
@@ -81,7 +81,7 @@ fn a_list_that_cannot_be_used_ends_the_pass_says_what_to_do_and_touches_nothing(
         let watch = Watch::new(&scene);
         let outcome = scene.pass().expect_code(exit::PLATFORM.into());
         watch.expect_untouched(&what);
-        let faults = faults(&outcome.json());
+        let faults = faults(&outcome.lane());
         expect_all(&faults, told, &what);
         expect_all(&faults, &[&scene.platform.url()], &what);
         assert!(faults.contains(LIST) || faults.contains("token"), "{what}: {faults}");
@@ -100,7 +100,7 @@ fn a_platform_that_is_not_what_it_should_be_ends_the_pass_and_touches_nothing() 
         let watch = Watch::new(&scene);
         let outcome = program.args(["run", "--output", "json"]).run().expect_code(exit::PLATFORM.into());
         watch.expect_untouched(what);
-        expect_all(&faults(&outcome.json()), told, what);
+        expect_all(&faults(&outcome.lane()), told, what);
     };
     let version = scene.platform.edit(|state| std::mem::replace(&mut state.platform_version, "6.7.19".to_owned()));
     check("too old", scene.program(), &["6.7.19", "too old", "6.8.0", "upgrade the platform"]);
@@ -111,7 +111,8 @@ fn a_platform_that_is_not_what_it_should_be_ends_the_pass_and_touches_nothing() 
     scene.platform.edit(|state| state.lts_unlicensed = false);
 
     scene.platform.edit(|state| state.connector_mut("id-keep").unwrap().broken = true);
-    check("null and an error", scene.program(), &[LIST, "look into the platform's log"]);
+    let named = ["of the list", "manager_contract_", "id id-keep", LIST, "look into the platform's log"];
+    check("null and an error", scene.program(), &named);
     scene.platform.edit(|state| state.connector_mut("id-keep").unwrap().broken = false);
 
     let all = scene.platform.edit(|state| state.users[0].capabilities.clone());
@@ -173,7 +174,7 @@ fn what_passes_by_itself_is_asked_again_as_the_platform_wishes() {
     let much_later = FaultKind::Status { code: 429, retry_after: Some("86400".to_owned()), body: None };
     scene.platform.fault(Fault::on(LIST, much_later));
     let outcome = scene.pass().expect_code(exit::PLATFORM.into());
-    expect_all(&faults(&outcome.json()), &["HTTP 429"], "a long wait");
+    expect_all(&faults(&outcome.lane()), &["HTTP 429"], "a long wait");
 }
 
 #[test]
@@ -182,11 +183,11 @@ fn a_list_that_the_platform_holds_back_is_waited_for() {
     scene.connector("a");
     scene.platform.edit(|state| state.auto_upgrade = AutoUpgrade { hold_ms: 2500, times_out: false });
     let program = scene.program().var("OPENCTI__REQUEST_TIMEOUT", "1").args(["run", "--output", "json"]);
-    let report = program.run().expect_code(exit::OK.into()).json();
+    let report = program.run().expect_code(exit::OK.into()).lane();
     assert_eq!(report["counts"]["steps"]["deploy"], 1, "only other requests have the short timeout: {report:#}");
     scene.platform.edit(|state| state.auto_upgrade = AutoUpgrade { hold_ms: 10, times_out: true });
     let outcome = scene.pass().expect_code(exit::PLATFORM.into());
-    expect_all(&faults(&outcome.json()), &["auto-upgrade timed out"], "a hold that fails");
+    expect_all(&faults(&outcome.lane()), &["auto-upgrade timed out"], "a hold that fails");
 }
 
 #[test]
@@ -203,7 +204,7 @@ fn one_malformed_connector_among_good_ones_is_named_and_the_others_are_served() 
     });
     scene.platform.clear_journal();
     for _ in 0..2 {
-        let report = scene.pass().expect_code(exit::CONNECTOR_FAILED.into()).json();
+        let report = scene.pass().expect_code(exit::CONNECTOR_FAILED.into()).lane();
         let odd_line = line(&report, "id-odd");
         assert_eq!(odd_line["result"], "rejected", "{report:#}");
         expect_all(odd_line["error"].as_str().unwrap(), &["cannot be read"], "odd");
@@ -222,7 +223,7 @@ fn one_malformed_connector_among_good_ones_is_named_and_the_others_are_served() 
         state.connector_mut("id-odd").unwrap().raw_override = Some(json!(null));
     });
     scene.connector("later");
-    let report = scene.pass().expect_code(exit::GUARD.into()).json();
+    let report = scene.pass().expect_code(exit::GUARD.into()).lane();
     assert_eq!(line(&report, "id-later")["result"], "done", "{report:#}");
     assert_eq!(line(&report, "id-gone")["skip"]["kind"], "prune-refused");
     assert_eq!(scene.containers().len(), 5, "both are still there");
@@ -240,7 +241,7 @@ fn duplicate_names_and_ids_never_put_one_connector_over_another() {
     // A smaller id, but the name is taken already; written otherwise, but the same once made valid.
     let shouting = name.to_uppercase().replace('-', " ");
     scene.connector_with("usurper", |c| Connector { id: "a-smaller-id".to_owned(), name: shouting, ..c });
-    let report = scene.pass().expect_code(exit::CONNECTOR_FAILED.into()).json();
+    let report = scene.pass().expect_code(exit::CONNECTOR_FAILED.into()).lane();
     expect_all(line(&report, "a-smaller-id")["error"].as_str().unwrap(), &["id-first", &name, "rename"], "usurper");
     assert_eq!(scene.containers().iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), [first.id.as_str()]);
 
@@ -253,7 +254,7 @@ fn duplicate_names_and_ids_never_put_one_connector_over_another() {
     scene.platform.edit(|state| state.connectors[1].image = "xtm-fixture/connector:2".to_owned());
     scene.platform.clear_journal();
     for _ in 0..2 {
-        let report = scene.pass().expect_code(exit::CONNECTOR_FAILED.into()).json();
+        let report = scene.pass().expect_code(exit::CONNECTOR_FAILED.into()).lane();
         expect_all(line(&report, "id-first")["error"].as_str().unwrap(), &["twice"], "ids");
     }
     let still = scene.containers().remove(0);
@@ -270,7 +271,7 @@ fn a_list_that_shrinks_too_much_removes_nothing_unless_told_to() {
     scene.pass().expect_code(exit::OK.into());
     // Half is not more than half.
     scene.platform.edit(|state| state.connectors.truncate(2));
-    let report = scene.pass().expect_code(exit::OK.into()).json();
+    let report = scene.pass().expect_code(exit::OK.into()).lane();
     assert_eq!(report["counts"]["steps"], json!({"remove": 2}), "{report:#}");
     scene.connector("e");
     scene.connector("f");
@@ -279,14 +280,14 @@ fn a_list_that_shrinks_too_much_removes_nothing_unless_told_to() {
     // Three of four would go; a new one comes. The rest of the pass is done.
     scene.platform.edit(|state| state.connectors.truncate(1));
     scene.connector("new");
-    let report = scene.pass().expect_code(exit::GUARD.into()).json();
+    let report = scene.pass().expect_code(exit::GUARD.into()).lane();
     assert_eq!(report["prune_refused"]["kind"], "too-many", "{report:#}");
     assert_eq!(report["counts"]["steps"], json!({"deploy": 1}), "{report:#}");
     assert_eq!(scene.containers().len(), 5);
 
     scene.platform.edit(|state| state.connectors.clear());
     let watch = Watch::new(&scene);
-    let report = scene.pass().expect_code(exit::GUARD.into()).json();
+    let report = scene.pass().expect_code(exit::GUARD.into()).lane();
     watch.expect_untouched("an empty list");
     assert_eq!(report["prune_refused"]["kind"], "empty-listing", "{report:#}");
     let outcome = scene.program().run().expect_code(exit::GUARD.into());
@@ -302,8 +303,8 @@ fn the_first_version_with_the_api_is_served() {
     let scene = Scene::new("oldest");
     scene.platform.edit(|state| state.platform_version = "6.8.0".to_owned());
     scene.connector("a");
-    let report = scene.pass().expect_code(exit::OK.into()).json();
-    assert_eq!(report["platforms"][0]["version"], "6.8.0");
+    let report = scene.pass().expect_code(exit::OK.into()).lane();
+    assert_eq!(report["platform"]["version"], "6.8.0");
     scene.program().arg("check").run().expect_code(exit::OK.into());
     scene.program().arg("plan").run().expect_code(exit::OK.into());
     assert!(scene.containers()[0].running());
@@ -315,8 +316,8 @@ fn it_registers_when_something_changed_and_only_then() {
     scene.connector("a");
     let registers = |program: Binary, why: &str| {
         scene.platform.clear_journal();
-        let report = program.args(["run", "--output", "json"]).run().expect_code(exit::OK.into()).json();
-        let told = report["platforms"][0]["registration"].as_str().unwrap_or_default().to_owned();
+        let report = program.args(["run", "--output", "json"]).run().expect_code(exit::OK.into()).lane();
+        let told = report["platform"]["registration"].as_str().unwrap_or_default().to_owned();
         let count = mutations(&scene.platform.journal(), "registerConnectorsManager");
         assert_eq!(count, usize::from(told != "known"), "{told}");
         assert!(told.contains(why), "{told:?} should tell {why:?}");
@@ -359,7 +360,7 @@ fn a_platform_that_has_another_manager_names_it_and_nothing_is_done() {
     });
     let outcome = scene.pass().expect_code(exit::PLATFORM.into());
     let told = ["\"Old\" (id the-old-one)", "accepts one connector manager only", "set MANAGER__ID"];
-    expect_all(&faults(&outcome.json()), &told, "refusal");
+    expect_all(&faults(&outcome.lane()), &told, "refusal");
     assert!(scene.containers().is_empty() && scene.platform.calls(LIST).is_empty());
     expect_unlocked(&scene, "refused");
 }
@@ -373,16 +374,16 @@ fn a_platform_that_dies_after_the_pull_gets_its_steps_done_and_the_reports_with_
     for operation in ["updateConnectorHealth", "updateConnectorLogs", "updateConnectorCurrentStatus"] {
         scene.platform.fault(Fault::on(operation, FaultKind::Drop));
     }
-    let report = scene.pass().expect_code(exit::PLATFORM.into()).json();
+    let report = scene.pass().expect_code(exit::PLATFORM.into()).lane();
     assert_eq!(report["counts"]["steps"]["deploy"], 3, "{report:#}");
     assert!(scene.containers().iter().all(crate::support::Container::running));
     expect_all(&faults(&report), &["was not published", "cannot be reached", "the next pass sends it"], "publish");
     expect_unlocked(&scene, "after the platform died");
     scene.platform.clear_faults();
-    let report = scene.pass().expect_code(exit::OK.into()).json();
+    let report = scene.pass().expect_code(exit::OK.into()).lane();
     assert_eq!(report["counts"]["unchanged"], 3);
-    assert_eq!(report["platforms"][0]["sent"], json!({"status": 3, "health": 3, "logs": 3}));
-    assert_eq!(report["platforms"][0]["registration"], "known", "the record of the broken pass was written");
+    assert_eq!(report["platform"]["sent"], json!({"status": 3, "health": 3, "logs": 3}));
+    assert_eq!(report["platform"]["registration"], "known", "the record of the broken pass was written");
 }
 
 #[test]
@@ -395,8 +396,8 @@ fn what_the_platform_refuses_of_one_connector_does_not_keep_the_others_from_bein
     scene.platform.fault(Fault::on("updateConnectorLogs", too_large).about("id-a"));
     scene.platform.fault(Fault::on("updateConnectorHealth", graphql("FUNCTIONAL_ERROR", "Cant find it")).about("id-b"));
     let program = scene.program().var("MANAGER__CONCURRENCY", "1").args(["run", "--output", "json"]);
-    let report = program.run().expect_code(exit::CONNECTOR_FAILED.into()).json();
-    assert_eq!(report["platforms"][0]["sent"], json!({"status": 5, "health": 4, "logs": 4}), "{report:#}");
+    let report = program.run().expect_code(exit::CONNECTOR_FAILED.into()).lane();
+    assert_eq!(report["platform"]["sent"], json!({"status": 5, "health": 4, "logs": 4}), "{report:#}");
     expect_all(&faults(&report), &["HTTP 413", "MANAGER__LOGS_TAIL", "Cant find it"], "refusals");
 }
 
@@ -426,7 +427,7 @@ fn interrupted(scene: &Scene, signal: Signal, code: u8, reached: impl Fn(&Runnin
     running.signal(signal);
     let outcome = running.wait().expect_code(code.into());
     expect_unlocked(scene, "after a signal");
-    expect_all(&faults(&outcome.json()), &["ended early", "the next pass goes on"], "after a signal");
+    expect_all(&faults(&outcome.lane()), &["ended early", "the next pass goes on"], "after a signal");
     outcome
 }
 
@@ -461,11 +462,11 @@ fn a_signal_while_publishing_ends_the_pass_soon_with_its_steps_and_record_done()
         assert!(scene.platform.wait_for(SOON, |_, calls| taken(calls)));
     });
     assert!(outcome.took < Duration::from_secs(15), "a hanging platform does not hold up the end: {:?}", outcome.took);
-    let report = outcome.json();
+    let report = outcome.lane();
     assert_eq!(report["counts"]["steps"]["deploy"], 2, "{report:#}");
     scene.platform.clear_faults();
-    let report = scene.pass().expect_code(exit::OK.into()).json();
-    assert_eq!(report["platforms"][0]["registration"], "known", "the record was written: {report:#}");
+    let report = scene.pass().expect_code(exit::OK.into()).lane();
+    assert_eq!(report["platform"]["registration"], "known", "the record was written: {report:#}");
     assert_eq!(report["counts"]["unchanged"], 2);
     assert_eq!(scene.platform.read(|state| state.connectors[0].current_status.clone()).as_deref(), Some("started"));
 }
@@ -479,7 +480,7 @@ fn the_deadline_ends_a_pass_that_waits_for_the_platform_and_the_next_one_goes_on
     let outcome = program.run().expect_code(exit::CONNECTOR_FAILED.into());
     watch.expect_untouched("the deadline");
     assert!(outcome.took < Duration::from_secs(15), "{:?}", outcome.took);
-    expect_all(&faults(&outcome.json()), &["MANAGER__PASS_DEADLINE", "the next pass goes on"], "deadline");
+    expect_all(&faults(&outcome.lane()), &["MANAGER__PASS_DEADLINE", "the next pass goes on"], "deadline");
     scene.platform.clear_faults();
     expect_work_done(&scene, scene.pass());
 }

@@ -35,8 +35,8 @@ pub(super) enum Refusal {
     WrongComposer,
     /// 400: a field's value is not allowed; the field and what is wrong with it.
     Invalid(String),
-    /// 404 for a whole route: that is how OpenAEV answers a user who lacks the capability for it.
-    Hidden,
+    /// 404 for a whole route: that is how OpenAEV answers a user who lacks the capability for it. Its words.
+    Hidden(String),
     /// 404 for one instance.
     Gone(String),
     /// 403: an action that takes an Enterprise licence.
@@ -70,6 +70,9 @@ struct Body {
     error: Option<String>,
     #[serde(default)]
     errors: Option<Value>,
+    /// Where there is one and no message, the body is the framework's own.
+    #[serde(default)]
+    path: Option<String>,
 }
 
 impl Refusal {
@@ -82,14 +85,14 @@ impl Refusal {
         let message = answer::message(body.message.as_deref().unwrap_or_default());
         match answer.status {
             // Builds that do not say why have no other 400 without a message (contracts 3).
-            400 if message.contains("xtm-composer identifier") || (message.is_empty() && fields.is_empty()) => {
+            400 if message.contains("xtm-composer identifier") || (message.is_empty() && body.path.is_some()) => {
                 Self::WrongComposer
             }
-            400 | 422 => Self::Invalid(together(&message, &fields)),
+            400 | 422 => Self::Invalid(together(&words(message, body.error), &fields)),
             404 if message.starts_with("Element not found: ConnectorInstance") => Self::Gone(message),
-            404 => Self::Hidden,
+            404 => Self::Hidden(words(message, body.error)),
             403 if message == "LICENSE_RESTRICTION" => Self::Licence,
-            403 => Self::Guarded(if message.is_empty() { body.error.unwrap_or_default() } else { message }),
+            403 => Self::Guarded(words(message, body.error)),
             409 => Self::Conflict(together(&message, &body.error.into_iter().collect::<Vec<_>>())),
             _ => Self::Unexplained,
         }
@@ -110,10 +113,13 @@ impl Refusal {
                     format!("{operation}: {url} does not take {id:?} for its composer: another one has the place");
                 PlatformError::OtherManager { what, cure: EVICTED_CURE }
             }
-            Self::Invalid(what) => explained(format!("{url} answered HTTP 400: {what}"), INVALID_CURE, false),
-            Self::Hidden => {
+            Self::Invalid(what) => {
+                explained(format!("{url} answered HTTP {}: {what}", answer.status), INVALID_CURE, false)
+            }
+            Self::Hidden(what) => {
                 let message = format!(
-                    "{url} answered HTTP 404: the token's user lacks the capability {capability}, or there is no such route"
+                    "{url} answered HTTP 404 ({}): the token's user lacks the capability {capability}, or there is no such route",
+                    answer::excerpt(&what)
                 );
                 explained(message, HIDDEN_CURE, everywhere)
             }
@@ -150,6 +156,10 @@ fn fields(errors: Option<&Value>) -> Vec<String> {
     told.collect()
 }
 
+fn words(message: String, error: Option<String>) -> String {
+    if message.is_empty() { error.unwrap_or_default() } else { message }
+}
+
 fn together(message: &str, more: &[String]) -> String {
     if more.is_empty() { message.to_owned() } else { format!("{message} ({})", more.join("; ")) }
 }
@@ -172,13 +182,19 @@ mod tests {
 
     #[test]
     fn each_odd_answer_has_a_message_a_cure_and_a_reach_of_its_own() {
-        let cases: [(u16, &str, &str, &str, bool); 17] = [
+        let cases: [(u16, &str, &str, &str, bool); 18] = [
             (401, "", "https://aev refused the token abcd… (user agent xtm-reconcile/", "set OPENAEV__TOKEN", true),
             (403, LICENCE, "LICENSE_RESTRICTION", "Enterprise licence", false),
             (403, r#"{"status":403,"error":"Forbidden"}"#, "HTTP 403: Forbidden", "OPENAEV__TENANT", false),
             (403, "", "HTTP 403: (empty)", "cookie", false),
             (403, "<html>blocked</html>", "HTTP 403: <html>blocked", "proxy or firewall", false),
-            (404, r#"{"id":"1","message":"Not Found"}"#, "lacks the capability catalog write", "OPENAEV__TENANT", true),
+            (
+                404,
+                r#"{"id":"1","message":"Not Found"}"#,
+                "404 (Not Found): the token's user lacks the capability catalog write",
+                "OPENAEV__TENANT",
+                true,
+            ),
             (404, "<html>nginx</html>", "HTTP 404: <html>nginx", "see that OPENAEV__URL", true),
             (
                 404,
@@ -198,6 +214,7 @@ mod tests {
             (400, BLANK, "HTTP 400: Validation Failed (name: must not be blank)", "README", false),
             (400, r#"{"id":"1","message":"Invalid value 'x' for field 'y'"}"#, "for field 'y'", "README", false),
             (400, "<html>bad</html>", "HTTP 400: <html>bad", "log of the platform", false),
+            (400, r#"{"error":"a proxy's"}"#, "HTTP 400: a proxy", "README", false),
             (409, r#"{"type":"T","message":"m","error":"e"}"#, "answered HTTP 409: m (e)", "platform's log", false),
             (429, "", "HTTP 429", "log of the platform", true),
             (500, r#"{"message":"x"}"#, "HTTP 500", "log of the platform", false),
