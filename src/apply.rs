@@ -110,12 +110,10 @@ impl<O: Orchestrator> Applier<'_, O> {
             .unwrap_or_else(|_| Err(StepError::Internal("the step panicked".to_owned())));
         let took = begun.elapsed();
         match &result {
-            Ok(_) => {
-                tracing::info!(platform = self.platform.label(), %connector, step = step.word(), ms = took.as_millis(), "done")
-            }
+            Ok(_) => tracing::info!(%connector, step = step.word(), ms = took.as_millis(), "done"),
             Err(error) => {
                 let cure = error.cure().on(self.platform);
-                tracing::error!(platform = self.platform.label(), %connector, step = step.word(), %error, cure, "failed");
+                tracing::error!(%connector, step = step.word(), %error, cure, "failed");
             }
         }
         match result {

@@ -43,17 +43,17 @@ enum Verdict {
 /// Lines about one lane, or about what all share, and the exit codes that a pass would have for the bad ones.
 struct Lines {
     lane: Option<PlatformKind>,
-    lines: Vec<Line>,
+    said: Vec<Line>,
     codes: Vec<u8>,
 }
 
 impl Lines {
     fn about(lane: Option<PlatformKind>) -> Self {
-        Self { lane, lines: vec![], codes: vec![] }
+        Self { lane, said: vec![], codes: vec![] }
     }
 
     fn push(&mut self, verdict: Verdict, what: &'static str, detail: String) {
-        self.lines.push(Line { lane: self.lane, verdict, what, detail });
+        self.said.push(Line { lane: self.lane, verdict, what, detail });
     }
 
     fn good(&mut self, what: &'static str, detail: impl Into<String>) {
@@ -80,7 +80,7 @@ impl Lines {
     }
 
     fn extend(&mut self, other: Self) {
-        self.lines.extend(other.lines);
+        self.said.extend(other.said);
         self.codes.extend(other.codes);
     }
 }
@@ -91,7 +91,7 @@ pub(crate) fn configuration_problems(error: &ConfigError) -> Vec<Line> {
     for problem in &error.0 {
         lines.push(Verdict::Bad, "configuration", problem.to_string());
     }
-    lines.lines
+    lines.said
 }
 
 /// Looks at everything that a pass needs. Gives the lines and the exit code that a pass would have for the gravest.
@@ -110,7 +110,7 @@ pub(crate) async fn check(settings: Settings, stop: &Stop) -> (Vec<Line>, u8) {
         lines.extend(looked);
     }
     let code = exit::worst(lines.codes.iter().copied());
-    (lines.lines, code)
+    (lines.said, code)
 }
 
 async fn lane(manager: Arc<Manager>, settings: LaneSettings, concurrency: usize, stop: &Stop) -> Lines {
@@ -217,11 +217,11 @@ fn registration(platform: &dyn Platform, lines: &mut Lines) -> bool {
             return !platform.lists_for_registered_only();
         }
         Ok(Registrant::Ours) => lines.good("registration", "this manager is registered"),
-        Ok(Registrant::Other(other)) => {
-            let detail = format!(
-                "the platform has {other} already and accepts one only; set MANAGER__ID to that id to take its place"
-            );
+        Ok(Registrant::Other { who, cure }) => {
+            let cure = cure.on(platform.kind());
+            let detail = format!("the platform has {who} already and accepts one only; {cure}");
             lines.bad("registration", exit::PLATFORM, detail);
+            return !platform.lists_for_registered_only();
         }
         Ok(Registrant::Unknown(why)) => lines.open("registration", why),
         Err(error) => {

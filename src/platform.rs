@@ -21,7 +21,7 @@ use crate::access::Permit;
 use crate::desired::Listing;
 use crate::manager::Manager;
 use crate::memory::Registration;
-use crate::model::{ConnectorId, CurrentStatus, PlatformKind};
+use crate::model::{ConnectorId, Cure, CurrentStatus, PlatformKind};
 use crate::secret::Secret;
 use crate::stop::Stop;
 
@@ -146,8 +146,13 @@ pub enum Registrant {
     Ours,
     /// Nobody whom a registration would have to spare.
     Nobody,
-    /// Another one, in words that complete "the platform has … already".
-    Other(String),
+    /// Another one.
+    Other {
+        /// In words that complete "the platform has … already".
+        who: String,
+        /// How to have its place.
+        cure: Cure,
+    },
     /// It cannot be told, and this is why. A pass may work all the same.
     Unknown(String),
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::access::Permit;
 use crate::after_apply::{WorkloadAfter, WorkloadsAfter};
-use crate::desired::{Desired, Rejection};
+use crate::desired::{Desired, Rejected, Rejection};
 use crate::log_cursor::{LogCursor, LogPart};
 use crate::memory::Memory;
 use crate::model::{
@@ -109,34 +109,56 @@ pub struct State<'a> {
     pub(crate) now: Timestamp,
 }
 
+/// An entry of the platform's list.
+#[derive(Debug, Clone, Copy)]
+enum Listed<'a> {
+    Usable(&'a Connector),
+    Rejected(&'a Rejected),
+}
+
+impl<'a> Listed<'a> {
+    fn id(self) -> &'a ConnectorId {
+        match self {
+            Self::Usable(connector) => &connector.id,
+            Self::Rejected(rejected) => &rejected.id,
+        }
+    }
+
+    /// Whether the platform shows something else than `status`. What it shows of an entry that cannot be read is not known,
+    /// and so neither is what would be new to it.
+    fn shows_otherwise(self, status: CurrentStatus) -> bool {
+        match self {
+            Self::Usable(connector) => connector.shown != Some(status),
+            Self::Rejected(rejected) => {
+                let unread = matches!(rejected.reason, Rejection::Unreadable { .. } | Rejection::ListedTwice);
+                !unread && rejected.shown != Some(status)
+            }
+        }
+    }
+}
+
 /// What to send for each listed connector that is `wanted`. Pure.
 #[must_use]
 pub fn publications(state: State<'_>, wanted: impl Fn(&ConnectorId) -> bool) -> Vec<Publication> {
-    let desired = state.desired;
-    let usable = desired.connectors.values().map(|connector| (&connector.id, Some(connector.shown), Some(connector)));
-    // What the platform shows of an entry that cannot be read is not known, and so neither is what would be new to it.
-    let rejected = desired.rejected.values().map(|rejected| {
-        let unread = matches!(rejected.reason, Rejection::Unreadable { .. } | Rejection::ListedTwice);
-        (&rejected.id, (!unread).then_some(rejected.shown), None)
-    });
-    let listed = usable.chain(rejected).filter(|(id, ..)| wanted(id) && !state.after.is_unknown(id));
+    let usable = state.desired.connectors.values().map(Listed::Usable);
+    let listed = usable.chain(state.desired.rejected.values().map(Listed::Rejected));
     listed
-        .map(|(id, shown, connector)| publication(state, id, shown, connector))
+        .filter(|listed| wanted(listed.id()) && !state.after.is_unknown(listed.id()))
+        .map(|listed| publication(state, listed))
         .filter(|one| one.status.is_some() || one.health.is_some() || one.logs.is_some())
         .collect()
 }
 
-/// `shown`: what the platform shows of it, where that is known. `connector`: `None` for one that was rejected.
-fn publication(
-    state: State<'_>,
-    id: &ConnectorId,
-    shown: Option<Option<CurrentStatus>>,
-    connector: Option<&Connector>,
-) -> Publication {
+fn publication(state: State<'_>, listed: Listed<'_>) -> Publication {
+    let id = listed.id();
+    let connector = match listed {
+        Listed::Usable(connector) => Some(connector),
+        Listed::Rejected(_) => None,
+    };
     let after = state.after.workloads.get(id);
     let up = after.is_some_and(|after| after.phase.is_up());
     let status = if up { CurrentStatus::Started } else { CurrentStatus::Stopped };
-    let status = shown.is_some_and(|shown| shown != Some(status)).then_some(status);
+    let status = Some(status).filter(|status| listed.shows_otherwise(*status));
     // The log of a workload that is down and was not touched is on the platform already.
     // Without its environment nobody knows what to mask in it.
     let logs = after.filter(|after| !after.environment.is_empty());
@@ -370,8 +392,8 @@ impl<O: Orchestrator> Publisher<'_, O> {
                 if platform_gone {
                     gone.store(true, Ordering::Relaxed);
                 }
-                let (kind, cure) = (self.platform.kind(), error.cure().on(self.platform.kind()));
-                tracing::error!(platform = kind.label(), %connector, what, %error, cure, "cannot be published");
+                let cure = error.cure().on(self.platform.kind());
+                tracing::error!(%connector, what, %error, cure, "cannot be published");
                 failures.push(failure(error.to_string(), error.cure(), platform_gone));
                 false
             }

@@ -140,7 +140,7 @@ impl Lane<'_> {
         &mut self,
         connecting: impl Future<Output = Result<O, OrchestratorError>>,
     ) -> Result<(O, String), End> {
-        let version = self.ask("the version", |platform| platform.version());
+        let version = self.ask("the version", <dyn Platform>::version);
         let (orchestrator, version) = self.until_stopped(async { tokio::join!(connecting, version) }).await?;
         let version = match (version, &orchestrator) {
             (Ok(version), _) => version,
@@ -220,7 +220,10 @@ impl Lane<'_> {
         if let Some(cause) = self.stop.cause() {
             return Err(End::Stopped(cause));
         }
-        self.find_planned(&look.plan, &observation, &mut known.findings);
+        let gone = look.plan.steps().filter_map(|(_, step)| step.takes_away());
+        known.findings.gone = gone.map(|handle| handle.0.clone()).collect();
+        known.findings.planned = Some(look.plan.memory.connectors.clone());
+        known.findings.adopted = Some(observation.adopted.clone());
         self.before_apply(orchestrator, permit, &look.plan, &observation, known).await?;
         let concurrency = self.pass.concurrency;
         let mut after =
@@ -254,7 +257,7 @@ impl Lane<'_> {
 
     async fn pull(&mut self) -> Result<Arc<Desired>, End> {
         let begun = Instant::now();
-        let listing = self.ask("the list of connectors", |platform| platform.pull()).await?;
+        let listing = self.ask("the list of connectors", <dyn Platform>::pull).await?;
         let desired = Arc::new(desired::read(listing));
         self.report.platform.listed = Some(desired.listed());
         for why in &desired.unidentified {
@@ -305,12 +308,6 @@ impl Lane<'_> {
         };
         let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|lost| PlatformError::Abandoned { operation: "decrypting", why: lost.to_string() }.into())
-    }
-
-    fn find_planned(&self, plan: &Plan, observation: &Observation, findings: &mut Findings) {
-        findings.planned = Some(plan.memory.connectors.clone());
-        findings.adopted = Some(observation.adopted.clone());
-        findings.gone = plan.steps().filter_map(|(_, step)| step.takes_away()).map(|handle| handle.0.clone()).collect();
     }
 
     async fn before_apply<O: Orchestrator>(

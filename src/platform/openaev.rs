@@ -256,7 +256,8 @@ impl Platform for OpenAev {
             Reply::Done(_) => Ok(Registrant::Ours),
             Reply::Refused(answer) => {
                 let occupant = self.occupant_for(LIST, CATALOG_READ, &answer, remembered)?;
-                Ok(occupant.map_or(Registrant::Nobody, Registrant::Other))
+                let other = |who| Registrant::Other { who, cure: PLACE_CURE };
+                Ok(occupant.map_or(Registrant::Nobody, other))
             }
         }
     }

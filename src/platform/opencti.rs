@@ -235,7 +235,7 @@ impl Platform for OpenCti {
         match self.managers() {
             Ok(managers) if managers.iter().any(|(id, _)| *id == self.manager_id) => Ok(Registrant::Ours),
             Ok(managers) if managers.is_empty() => Ok(Registrant::Nobody),
-            Ok(managers) => Ok(Registrant::Other(names(managers))),
+            Ok(managers) => Ok(Registrant::Other { who: names(managers), cure: OTHER_MANAGER_CURE }),
             // A pass itself can do without this capability.
             Err(error @ PlatformError::Forbidden { .. }) => Ok(Registrant::Unknown(error.to_string())),
             Err(error) => Err(error),

@@ -25,7 +25,7 @@ impl Kubernetes {
                 let mut lines = Assembler::new(usize::try_from(tail).unwrap_or(usize::MAX));
                 for (wanted, previous) in [(source.previous, true), (source.current, false)] {
                     if wanted {
-                        let bytes = self.fetch(&source, previous, tail, None).await?;
+                        let bytes = self.fetch(&source, previous, tail, "").await?;
                         lines.push(Stream::Out, &bytes);
                         // The next run begins a line of its own.
                         lines.push(Stream::Out, if bytes.is_empty() || bytes.ends_with(b"\n") { b"" } else { b"\n" });
@@ -74,6 +74,10 @@ impl Kubernetes {
             Start::Last(lines) => (lines, None),
             Start::Behind(cursor, lines) => (lines, Some(cursor.at)),
         };
+        // Whole seconds: the lines of the cursor's own second are sorted here.
+        let since_second = since.and_then(|since| Timestamp::from_second(since.as_second()).ok());
+        let since_query = since_second.map(|since| format!("&sinceTime={since}")).unwrap_or_default();
+        let timed = format!("&timestamps=true{since_query}");
         let mut lines = Assembler::new(usize::try_from(most).unwrap_or(usize::MAX));
         let mut follower = Follower::new(&source.pod_uid, start);
         let before = source.ended_at.is_some_and(|ended| since.is_none_or(|since| ended >= since));
@@ -81,7 +85,7 @@ impl Kubernetes {
             if !wanted {
                 continue;
             }
-            let bytes = self.fetch(source, previous, most, Some(since)).await?;
+            let bytes = self.fetch(source, previous, most, &timed).await?;
             for line in bytes.split_inclusive(|byte| *byte == b'\n') {
                 if let Some((at, text)) = split_time(line)
                     && follower.is_new(at)
@@ -95,28 +99,19 @@ impl Kubernetes {
         Ok((LogRead { lines: lines.finish(request.secrets), cursor: follower.cursor() }, lost))
     }
 
-    /// The last lines of one run. `times`: with the time before each line, from that time on where one is given.
+    /// The last lines of one run. `options` are more of the query's.
     async fn fetch(
         &self,
         source: &LogSource,
         previous: bool,
         tail: u32,
-        times: Option<Option<Timestamp>>,
+        options: &str,
     ) -> Result<Vec<u8>, OrchestratorError> {
         let (pod, container) = (&source.pod, &source.container);
-        let timed = match times {
-            None => String::new(),
-            Some(None) => "&timestamps=true".to_owned(),
-            // Whole seconds: the lines of the cursor's own second are sorted here.
-            Some(Some(since)) => {
-                let since = Timestamp::from_second(since.as_second()).unwrap_or(since);
-                format!("&timestamps=true&sinceTime={since}")
-            }
-        };
         let mut tail = tail;
         loop {
             let query =
-                format!("container={container}&previous={previous}&tailLines={tail}&limitBytes={LOG_BYTES}{timed}");
+                format!("container={container}&previous={previous}&tailLines={tail}&limitBytes={LOG_BYTES}{options}");
             match self.api.log(pod, &query).await {
                 // Cut, and it is the newest that is missing.
                 Ok(bytes) if bytes.len() >= LOG_BYTES && tail > 1 => tail /= 2,

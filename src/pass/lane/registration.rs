@@ -49,9 +49,7 @@ impl Lane<'_> {
                 reason.map_or("known".to_owned(), |why| format!("to register: {why}"))
             }
             Registrant::Nobody => "to register: the platform does not know this manager".to_owned(),
-            Registrant::Other(other) => {
-                format!("to register; the platform has {other} already and may refuse")
-            }
+            Registrant::Other { who, .. } => format!("to register; the platform has {who} already and may refuse"),
             // A pass itself can do without this.
             Registrant::Unknown(why) => format!("cannot be told: {why}"),
         };
