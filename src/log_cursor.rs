@@ -13,8 +13,16 @@ pub struct LogCursor {
     pub source: String,
     /// The engine's time of the last line.
     pub at: Timestamp,
-    /// How many lines of that very instant were delivered.
+    /// How many lines of that very instant were delivered; 0 while there was no line at all.
     pub lines: u32,
+}
+
+impl LogCursor {
+    /// Nothing of this source was delivered, and everything that it ever writes is new.
+    #[must_use]
+    pub fn before_any_line_of(source: &str) -> Self {
+        Self { source: source.to_owned(), at: Timestamp::UNIX_EPOCH, lines: 0 }
+    }
 }
 
 /// Which part of a log is wanted.
@@ -108,13 +116,16 @@ impl<'a> Follower<'a> {
     /// that is quiet: when even that one is missing, the log was emptied, or the cursor is not true.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.behind.is_some() && !self.reached
+        self.behind.is_some_and(|cursor| cursor.lines > 0) && !self.reached
     }
 
-    /// The cursor after these lines; `None` when nothing was ever delivered and there was nothing.
+    /// The cursor after these lines. Of a log in which there was nothing yet it is one before any line.
     #[must_use]
-    pub fn cursor(&self) -> Option<LogCursor> {
-        self.newest.map(|(at, lines)| LogCursor { source: self.source.to_owned(), at, lines })
+    pub fn cursor(&self) -> LogCursor {
+        match self.newest {
+            Some((at, lines)) => LogCursor { source: self.source.to_owned(), at, lines },
+            None => LogCursor::before_any_line_of(self.source),
+        }
     }
 }
 
@@ -145,7 +156,7 @@ mod tests {
             let part = LogPart::New { after: cursor.as_ref(), first: u32::MAX, most: u32::MAX };
             let mut follower = Follower::new("c", part.start("c"));
             arrived.extend(log.iter().take(*end).enumerate().filter(|(_, at)| follower.is_new(**at)).map(|(n, _)| n));
-            cursor = follower.cursor();
+            cursor = Some(follower.cursor());
         }
         arrived
     }
@@ -183,7 +194,16 @@ mod tests {
         let mut follower = Follower::new("c", Start::Behind(&cursor, 9));
         assert!(!follower.is_new(at(7)) && follower.is_lost());
         assert!(!follower.is_new(at(50)) && !follower.is_lost());
-        assert_eq!(follower.cursor(), Some(cursor.clone()));
+        assert_eq!(follower.cursor(), cursor);
+    }
+
+    #[test]
+    fn whatever_a_log_writes_that_was_empty_at_first_is_new() {
+        let empty = Follower::new("c", Start::Last(1)).cursor();
+        let part = LogPart::New { after: Some(&empty), first: 1, most: 9 };
+        let mut follower = Follower::new("c", part.start("c"));
+        assert!(!follower.is_lost(), "nothing is missing of a log that is still empty");
+        assert!(follower.is_new(at(1)) && follower.is_new(at(1)) && follower.is_new(at(2)));
     }
 
     #[test]

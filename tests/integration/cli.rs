@@ -103,13 +103,13 @@ fn the_json_report_is_one_document_with_a_version_whatever_happens() {
     let run = |change: &dyn Fn(Binary) -> Binary, code: u8| {
         let outcome = change(scene.program().args(["run", "--output", "json"])).run().expect_code(code.into());
         // Parsing fails when there is anything before or after it.
-        let report: Value = serde_json::from_str(&outcome.stdout).expect("stdout is one JSON document");
+        let report = outcome.json();
         assert_eq!(report["schema_version"], xtm_reconcile::report::SCHEMA_VERSION);
         assert_eq!(report["exit_code"], code);
         assert_eq!(report["manager"], &*scene.manager);
         let events = outcome.stderr.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line of JSON"));
         assert!(events.filter(|event| event["pass"] == report["pass"]).count() >= 2, "log and report name one pass");
-        report
+        outcome.lane()
     };
     let report = run(&|program| program, exit::OK);
     let stages: Vec<&str> = report["stages"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
@@ -118,6 +118,12 @@ fn the_json_report_is_one_document_with_a_version_whatever_happens() {
     run(&|program| program.var("OPENCTI__TOKEN", "wrong"), exit::PLATFORM);
     run(&|program| program.var("DOCKER_HOST", "tcp://127.0.0.1:1"), exit::ORCHESTRATOR);
     run(&|program| program.var("RUST_LOG", "this is [no filter"), exit::OK);
+    for command in ["run", "plan", "check"] {
+        let refused = scene.program().args([command, "--output", "json"]).without_var("OPENCTI__TOKEN").run();
+        let document = refused.expect_code(exit::CONFIG.into()).json();
+        assert_eq!((&document["command"], &document["exit_code"]), (&command.into(), &exit::CONFIG.into()));
+        assert!(document["checks"][0]["detail"].as_str().unwrap().contains("OPENCTI__TOKEN"), "{document:#}");
+    }
 }
 
 /// A pipe whose reader is gone.

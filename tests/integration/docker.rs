@@ -194,7 +194,7 @@ fn the_api_version_is_agreed_on_and_an_engine_that_takes_none_is_told_as_too_old
         let outcome = scene.tapped(&tap).run();
         assert!(tap.count("GET /version") <= 3);
         if refusals == 3 {
-            let said = complaints(&outcome.expect_code(exit::ORCHESTRATOR.into()).json());
+            let said = complaints(&outcome.expect_code(exit::ORCHESTRATOR.into()).lane());
             assert!(said.contains("API version") && said.contains("20.10 or later"), "{said}");
         }
     }
@@ -262,7 +262,7 @@ fn an_engine_is_reached_over_tcp_with_and_without_tls() {
         let program = scene.program_on(&format!("tcp://{secured}")).args(["run", "--output", "json"]);
         program.var("DOCKER_TLS_VERIFY", "1").var("DOCKER_CERT_PATH", certificates)
     };
-    let report = program(ours.path()).run().expect_code(exit::OK.into()).json();
+    let report = program(ours.path()).run().expect_code(exit::OK.into()).lane();
     assert!(report["orchestrator"]["place"].as_str().unwrap().contains("with TLS"), "{report:#}");
     assert!(engine.container(&name).is_some_and(|container| container.running()));
 
@@ -310,7 +310,7 @@ fn an_engine_that_dies_during_a_pass_is_told_and_the_pass_after_its_return_conve
         let code = outcome.code.unwrap_or(-1);
         let known = [exit::ORCHESTRATOR, exit::CONNECTOR_FAILED].map(i32::from);
         assert!(known.contains(&code), "{point}: {code}\n{}\n{}", outcome.stdout, outcome.stderr);
-        assert!(!complaints(&outcome.json()).is_empty(), "{point}");
+        assert!(!complaints(&outcome.lane()).is_empty(), "{point}");
 
         engine.start_daemon();
         // The lock is still there, of a process that is gone.

@@ -18,7 +18,7 @@ const PULL: &str = "POST /images/create";
 /// One pass through a tap; its report and how often it pulled.
 fn pass(scene: &Scene, settings: &[(&str, &str)], code: u8) -> (Value, usize) {
     let tap = ApiTap::new(scene.engine);
-    let report = set(scene.tapped(&tap), settings).run().expect_code(code.into()).json();
+    let report = set(scene.tapped(&tap), settings).run().expect_code(code.into()).lane();
     let pulls =
         tap.requests().iter().filter(|request| request.matches(PULL) && request.query.contains("fromImage")).count();
     (report, pulls)

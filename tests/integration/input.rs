@@ -205,7 +205,7 @@ fn each_bad_input_rejects_its_own_connector_alone_and_what_runs_of_it_runs_on() 
     let outcome = scene.program().args(["run", "--output", "json"]).var("RUST_LOG", "trace").run();
     let outcome = outcome.expect_code(exit::CONNECTOR_FAILED.into());
     nothing_shown(&outcome, &["hunter2"]);
-    let report = outcome.json();
+    let report = outcome.lane();
     assert_eq!(report["counts"]["rejected"], cases.len(), "{report:#}");
     assert_eq!(report["counts"]["steps"], json!({"refresh": 1}), "{report:#}");
     for (name, _, told) in &cases {
@@ -264,7 +264,7 @@ fn names_of_every_kind_become_valid_names_of_their_own() {
     assert!(of("cyrillic").starts_with("connector-") && of("cyrillic") != of("symbols"));
     assert!(of("dotted").starts_with("a-b-c-"));
     assert!(of("long").starts_with("very-long-name-very"));
-    let report = scene.pass().expect_code(exit::OK.into()).json();
+    let report = scene.pass().expect_code(exit::OK.into()).lane();
     assert_eq!(report["counts"]["unchanged"], 7, "the names stay: {report:#}");
 }
 
@@ -282,7 +282,7 @@ fn a_name_that_belongs_to_somebody_else_rejects_the_connector_and_leaves_theirs_
     ];
     let ids: Vec<String> = theirs.iter().map(|new| scene.engine.run(new)).collect();
     scene.connector("fine");
-    let report = scene.pass().expect_code(exit::CONNECTOR_FAILED.into()).json();
+    let report = scene.pass().expect_code(exit::CONNECTOR_FAILED.into()).lane();
     for ((name, full), id) in names.iter().zip(&ids) {
         let error = line(&report, &format!("id-{name}"))["error"].as_str().unwrap().to_owned();
         expect_all(&error, &[&format!("the name {full} is taken by"), "rename that one or the connector"], name);

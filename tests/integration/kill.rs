@@ -143,7 +143,7 @@ impl Story {
     #[track_caller]
     fn is_mended(&self, scene: &Scene, at: &str) {
         let report = set(scene.program().args(["run", "--output", "json"]), &self.settings).run();
-        let report = report.expect_code(exit::OK.into()).json();
+        let report = report.expect_code(exit::OK.into()).lane();
         if self.name == "record" {
             assert_eq!(line(&report, "id-a")["restarts"], 500, "{at}: {report:#}");
         }

@@ -7,6 +7,7 @@ mod docker;
 mod images;
 mod input;
 mod kill;
+mod lanes;
 mod memory;
 mod moves;
 mod network;

@@ -15,7 +15,7 @@ const LOOP_STOP: [(&str, &str); 3] = [LOOP[0], LOOP[1], ("MANAGER__REBOOT_LOOP__
 #[track_caller]
 fn pass(scene: &Scene, settings: &[(&str, &str)]) -> Value {
     let program = set(scene.program().args(["run", "--output", "json"]), settings);
-    program.run().expect_code(exit::OK.into()).json()
+    program.run().expect_code(exit::OK.into()).lane()
 }
 
 fn crashing(connector: Connector) -> Connector {

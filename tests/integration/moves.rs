@@ -34,7 +34,7 @@ impl Scene {
     /// One pass that has to end with this code. Gives its report.
     #[track_caller]
     pub(crate) fn pass_ends(&self, code: u8) -> Value {
-        self.pass().expect_code(code.into()).json()
+        self.pass().expect_code(code.into()).lane()
     }
 
     /// The one container of this manager's connectors.
@@ -86,7 +86,7 @@ impl Scene {
         };
         assert!(taken.starts_with("POST /containers/create?") && taken.contains("xtm-reconcile-lock"), "{taken}");
         assert!(given_back.starts_with("DELETE /containers/"), "{given_back}");
-        assert_eq!(outcome.json()["counts"]["steps"], serde_json::json!({}), "{}", outcome.stdout);
+        assert_eq!(outcome.lane()["counts"]["steps"], serde_json::json!({}), "{}", outcome.stdout);
     }
 
     /// What has to be true whenever no pass runs and the last one had nobody against it: each listed connector has exactly

@@ -187,7 +187,7 @@ fn serve_proxy(mut client: TcpStream, login: Option<&str>, noted: &Mutex<Vec<Str
 #[track_caller]
 fn refused(what: &str, program: Binary, told: &[&str]) {
     let outcome = program.args(["run", "--output", "json"]).run().expect_code(exit::PLATFORM.into());
-    expect_all(&faults(&outcome.json()), told, what);
+    expect_all(&faults(&outcome.lane()), told, what);
     assert!(!outcome.stdout.contains("hunter2") && !outcome.stderr.contains("hunter2"), "{what}: {}", outcome.stderr);
 }
 
@@ -337,14 +337,14 @@ fn in_a_pod_the_cluster_is_reached_with_the_service_account() {
             .var("KUBERNETES_SERVICE_PORT", front.address.port().to_string())
             .run()
     };
-    let report = pass("pods-token", &certificates.path("ca.pem")).expect_code(exit::OK.into()).json();
+    let report = pass("pods-token", &certificates.path("ca.pem")).expect_code(exit::OK.into()).lane();
     assert_eq!(report["counts"]["steps"], serde_json::json!({ "deploy": 1 }), "{report:#}");
     assert!(report["orchestrator"]["description"].as_str().unwrap().ends_with("namespace feeds"), "{report:#}");
     assert!(api_server.dump().to_string().contains(&name));
 
     let told = pass("another-token", &certificates.path("ca.pem")).expect_code(exit::ORCHESTRATOR.into());
-    expect_all(&faults(&told.json()), &["Unauthorized", "expired or wrong"], "another token");
+    expect_all(&faults(&told.lane()), &["Unauthorized", "expired or wrong"], "another token");
     let other = Certificates::new();
     let told = pass("pods-token", &other.path("ca.pem")).expect_code(exit::ORCHESTRATOR.into());
-    expect_all(&faults(&told.json()), &["cannot be reached", "invalid peer certificate"], "another CA");
+    expect_all(&faults(&told.lane()), &["cannot be reached", "invalid peer certificate"], "another CA");
 }

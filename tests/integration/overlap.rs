@@ -20,12 +20,12 @@ fn begun(name: &str) -> Scene {
 
 /// Puts a lock there by hand. `label` is what it says; nothing when empty.
 fn put_lock(scene: &Scene, label: &str) -> String {
-    let mut labels = json!({"xtm-reconcile.manager": &*scene.manager});
+    let mut labels = json!({"xtm-reconcile.manager": &*scene.manager, "xtm-reconcile.platform": "opencti"});
     if !label.is_empty() {
         labels["xtm-reconcile.lock"] = Value::from(label);
     }
     let body = json!({"Image": "xtm-reconcile/empty:1", "Cmd": ["never-started"], "Labels": labels});
-    let path = format!("/containers/create?name=xtm-reconcile-lock-{}", &*scene.manager);
+    let path = format!("/containers/create?name=xtm-reconcile-lock-{}-opencti", &*scene.manager);
     scene.engine.post(&path, &body).expect_success("a lock")["Id"].as_str().unwrap().to_owned()
 }
 
@@ -44,7 +44,7 @@ fn of_two_passes_one_works_and_the_other_names_it_and_touches_nothing() {
 
     scene.platform.clear_journal();
     let tap = ApiTap::new(scene.engine);
-    let report = scene.tapped(&tap).run().expect_code(exit::LOCKED.into()).json();
+    let report = scene.tapped(&tap).run().expect_code(exit::LOCKED.into()).lane();
     let said = complaints(&report);
     assert!(said.contains(&format!("process {} on ", first.pid())) && said.contains("since 20"), "{said}");
     let writes: Vec<String> = tap.writes().iter().map(|request| request.query.clone()).collect();
@@ -145,7 +145,7 @@ fn the_lock_is_given_back_however_a_pass_fails() {
         let outcome = scene.tapped(&tap).run();
         assert_eq!(outcome.code, Some(code.into()), "{what}: {}\n{}", outcome.stdout, outcome.stderr);
         assert!(scene.locks().is_empty(), "{what}");
-        assert!(!complaints(&outcome.json()).is_empty(), "{what}: it says why");
+        assert!(!complaints(&outcome.lane()).is_empty(), "{what}: it says why");
         scene.platform.clear_faults();
         scene.pass_ends(exit::OK);
         assert_eq!(scene.only().id, before, "{what}");
@@ -184,7 +184,7 @@ fn a_signal_during_a_pull_ends_the_pass_and_the_next_one_finishes() {
         pass.signal(signal);
         let outcome = pass.wait().expect_code(code.into());
         assert!(outcome.took < SOON, "it does not wait for the registry");
-        let report = outcome.json();
+        let report = outcome.lane();
         assert_eq!(line(&report, "id-a")["result"], "not-done", "{report:#}");
         drop(gate);
         let container = scene.only();
@@ -205,7 +205,7 @@ fn what_the_deadline_cuts_off_is_told_and_done_by_the_next_pass() {
     let tap = ApiTap::new(scene.engine);
     let gate = tap.hold("POST /images/create", 1);
     let outcome = scene.tapped(&tap).var("MANAGER__PASS_DEADLINE", "3").run();
-    let report = outcome.expect_code(exit::CONNECTOR_FAILED.into()).json();
+    let report = outcome.expect_code(exit::CONNECTOR_FAILED.into()).lane();
     drop(gate);
     assert_eq!(line(&report, "id-slow")["result"], "not-done", "{report:#}");
     assert_eq!(line(&report, "id-quick")["result"], "done", "{report:#}");

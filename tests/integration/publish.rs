@@ -41,7 +41,7 @@ fn status_goes_out_on_change_alone_and_health_and_logs_of_what_runs_with_every_p
     let scene = Scene::new("reports");
     let (up, down) = (scene.connector("up"), scene.connector("down"));
     scene.connector_with("never", |connector| connector.requested("stopped"));
-    let pass = || scene.pass().expect_code(exit::OK.into()).json()["platforms"][0]["sent"].clone();
+    let pass = || scene.pass().expect_code(exit::OK.into()).lane()["platform"]["sent"].clone();
 
     // The one that was never started has no status on the platform yet.
     assert_eq!(pass(), json!({"status": 3, "health": 2, "logs": 2}));
@@ -178,7 +178,7 @@ fn the_log_of_a_container_that_ended_meanwhile_is_masked_as_well() {
         connector.requested_status = "stopping".to_owned();
         connector.logs.clear();
     });
-    let report = scene.pass().expect_code(exit::OK.into()).json();
+    let report = scene.pass().expect_code(exit::OK.into()).lane();
     assert_eq!(report["counts"]["steps"], json!({}), "{report:#}");
     let logs = of(&scene, "id-a").logs.join("\n");
     assert!(logs.contains("[masked]") && !logs.contains("hunter2"), "{logs}");

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use stand_in_platform::DEFAULT_TOKEN;
+use stand_in_platform::{DEFAULT_TOKEN, OPENAEV_DEFAULT_TOKEN};
 
 use crate::scene::Scene;
 use crate::support::Running;
@@ -41,6 +41,32 @@ fn the_first_use_section_works_as_it_stands() {
     assert!(outcome.stdout.contains("1 to deploy") && outcome.stdout.contains("1 deployed"), "{}", outcome.stdout);
     let containers = scene.containers();
     assert!(containers.len() == 1 && containers[0].name == name && containers[0].running(), "{containers:?}");
+}
+
+#[test]
+fn the_second_block_serves_openaev_in_the_same_pass() {
+    let scene = Scene::new("readme-both");
+    let (cti, aev) = (scene.connector("first"), scene.instance("second"));
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("opencti.token"), format!("{DEFAULT_TOKEN}\n")).unwrap();
+    fs::write(folder.path().join("openaev.token"), format!("{OPENAEV_DEFAULT_TOKEN}\n")).unwrap();
+    let program = env!("CARGO_BIN_EXE_xtm-reconcile");
+    let first = block("## First use").lines().filter(|line| line.starts_with("export") || line.contains("keygen"));
+    let script: Vec<&str> = first.chain(block("For OpenAEV as well").lines()).collect();
+    let script = script
+        .join("\n")
+        .replace("target/release/xtm-reconcile", program)
+        .replace("my-manager-001", &scene.manager)
+        .replace("https://opencti.example.org", &scene.platform.url())
+        .replace("https://openaev.example.org", &scene.platform.url());
+    let mut shell = Command::new("bash");
+    shell.args(["-euxc", &script]).current_dir(folder.path()).env_clear();
+    shell.env("PATH", std::env::var_os("PATH").unwrap()).env("DOCKER_HOST", scene.engine.docker_host());
+    let outcome = Running::start(&mut shell, Duration::from_mins(5)).wait().expect_code(0);
+    assert!(outcome.stdout.contains("run: 2 deployed"), "{}", outcome.stdout);
+    let mut running: Vec<String> = scene.containers().into_iter().map(|container| container.name).collect();
+    running.sort();
+    assert_eq!(running, [cti, aev]);
 }
 
 #[test]

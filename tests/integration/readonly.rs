@@ -74,20 +74,21 @@ fn a_plan_writes_nothing_and_the_pass_after_it_does_just_that() {
             scene.program_on(&tap.docker_host()).arg("plan").args(arguments)
         })
     };
-    let planned = plan(&["--output", "json"]).expect_code(exit::OK.into()).json();
-    assert_eq!(planned["command"], "plan");
+    let outcome = plan(&["--output", "json"]).expect_code(exit::OK.into());
+    assert_eq!(outcome.json()["command"], "plan");
+    let planned = outcome.lane();
     let wanted = json!({"deploy": 1, "refresh": 1, "rename": 1, "start": 1, "stop": 1, "remove": 1});
     assert_eq!(planned["counts"]["steps"], wanted, "{planned:#}");
     assert!(planned["notices"].to_string().contains("OpenCTI issues tokens"), "{planned:#}");
-    assert_eq!(planned["platforms"][0]["registration"], "known");
+    assert_eq!(planned["platform"]["registration"], "known");
     plan(&["--detailed-exitcode"]).expect_code(exit::CHANGES_PENDING.into());
     let table = plan(&[]).expect_code(exit::OK.into()).stdout;
     expect_all(&table, &["planned", "1 to deploy", "1 to remove", "OpenCTI issues tokens"], "table");
 
-    let done = scene.pass().expect_code(exit::OK.into()).json();
+    let done = scene.pass().expect_code(exit::OK.into()).lane();
     assert_eq!(steps(&done), steps(&planned));
     assert_eq!(done["counts"]["steps"], wanted);
-    let after = plan(&["--detailed-exitcode", "--output", "json"]).expect_code(exit::OK.into()).json();
+    let after = plan(&["--detailed-exitcode", "--output", "json"]).expect_code(exit::OK.into()).lane();
     assert_eq!(steps(&after), [""; 0], "nothing is left to do");
 }
 
@@ -100,15 +101,15 @@ fn a_plan_before_anything_was_registered_says_so_and_one_that_fails_has_the_code
             change(scene.program_on(&tap.docker_host()).args(["plan", "--detailed-exitcode", "--output", "json"]))
         })
     };
-    let report = plan("first", &|program| program).expect_code(exit::CHANGES_PENDING.into()).json();
-    let registration = report["platforms"][0]["registration"].as_str().unwrap();
+    let report = plan("first", &|program| program).expect_code(exit::CHANGES_PENDING.into()).lane();
+    let registration = report["platform"]["registration"].as_str().unwrap();
     expect_all(registration, &["to register", "does not know this manager"], "first");
     assert_eq!(report["counts"]["steps"], json!({"deploy": 1}));
 
     // While another pass works.
-    let lock = format!("xtm-reconcile-lock-{}", scene.manager);
+    let lock = format!("xtm-reconcile-lock-{}-opencti", scene.manager);
     scene.engine.create(&crate::support::NewContainer::foreign(&lock));
-    let report = scene.program().args(["plan", "--output", "json"]).run().expect_code(exit::OK.into()).json();
+    let report = scene.program().args(["plan", "--output", "json"]).run().expect_code(exit::OK.into()).lane();
     assert_eq!(report["counts"]["steps"], json!({"deploy": 1}), "a lock does not keep anybody from looking");
     scene.engine.remove(&lock);
 
@@ -119,7 +120,7 @@ fn a_plan_before_anything_was_registered_says_so_and_one_that_fails_has_the_code
     let nowhere = |program: Binary| program.var("DOCKER_HOST", "unix:///nowhere/docker.sock");
     plan("no engine", &nowhere).expect_code(exit::ORCHESTRATOR.into());
     let both = |program: Binary| nowhere(program).var("OPENCTI__TOKEN", "wrong-token");
-    let report = plan("no engine, no token", &both).expect_code(exit::PLATFORM.into()).json();
+    let report = plan("no engine, no token", &both).expect_code(exit::PLATFORM.into()).lane();
     assert_eq!(report["errors"].as_array().unwrap().len(), 2, "both are told: {report:#}");
 }
 
@@ -134,6 +135,10 @@ fn a_check_tells_what_is_good_and_what_is_bad_and_writes_nothing() {
         assert!(!outcome.stdout.contains("hunter2"), "{what}: {}", outcome.stdout);
         let failures = outcome.stdout.lines().filter(|line| line.starts_with("FAIL")).count();
         assert_eq!(failures > 0, code != exit::OK, "{what}: {}", outcome.stdout);
+        let document =
+            change(scene.program().args(["check", "--output", "json"])).run().expect_code(code.into()).json();
+        let bad = document["checks"].as_array().unwrap().iter().filter(|check| check["verdict"] == "bad").count();
+        assert_eq!((&document["exit_code"], bad), (&json!(code), failures), "{what}: {document:#}");
         outcome.stdout
     };
     let as_is = |program: Binary| program;
@@ -146,23 +151,28 @@ fn a_check_tells_what_is_good_and_what_is_bad_and_writes_nothing() {
     expect_all(&table, &["CONNECTORAPI", "SETTINGS_SETACCESSES", "MODULES", "version 7.261026.0", "Docker "], "good");
 
     let wrong = |program: Binary| program.var("OPENCTI__TOKEN", "hunter2-hunter2-hunter2");
-    check("wrong token", exit::PLATFORM, &wrong, &["FAIL  token", "refused the token", "OPENCTI__TOKEN"]);
+    check("wrong token", exit::PLATFORM, &wrong, &["FAIL  opencti  token", "refused the token", "OPENCTI__TOKEN"]);
     let nowhere = |program: Binary| program.var("DOCKER_HOST", "unix:///nowhere/docker.sock");
-    check("no engine", exit::ORCHESTRATOR, &nowhere, &["FAIL  engine", "/nowhere/docker.sock", "DOCKER_HOST"]);
+    check("no engine", exit::ORCHESTRATOR, &nowhere, &["FAIL  opencti  engine", "/nowhere/docker.sock", "DOCKER_HOST"]);
     let nobody = |program: Binary| nowhere(program).var("OPENCTI__URL", "http://127.0.0.1:1");
     check(
         "no engine and no platform",
         exit::PLATFORM,
         &nobody,
-        &["FAIL  platform", "FAIL  engine", "cannot be reached"],
+        &["FAIL  opencti  platform", "FAIL  opencti  engine", "cannot be reached"],
     );
     let id = |program: Binary| program.var("MANAGER__ID", "another-manager");
-    check("another id", exit::PLATFORM, &id, &["FAIL  registration", &scene.manager, "set MANAGER__ID"]);
+    check("another id", exit::PLATFORM, &id, &["FAIL  opencti  registration", &scene.manager, "set MANAGER__ID"]);
     let other = crate::support::TestKey::rsa(3072, crate::support::KeyForm::Pkcs8);
     let key = |program: Binary| program.var("MANAGER__CREDENTIALS_KEY_FILEPATH", &other.path);
-    check("another key", exit::CONNECTOR_FAILED, &key, &["FAIL  decryption", "API_KEY of", "type the value again"]);
+    check(
+        "another key",
+        exit::CONNECTOR_FAILED,
+        &key,
+        &["FAIL  opencti  decryption", "API_KEY of", "type the value again"],
+    );
     let bad = |program: Binary| program.var("MANAGER__ID", "").var("OPENCTI__URL", "x");
-    check("no engine: configuration", exit::CONFIG, &bad, &["FAIL  configuration  MANAGER__ID", "OPENCTI__URL"]);
+    check("no engine: configuration", exit::CONFIG, &bad, &["FAIL  -  configuration  MANAGER__ID", "OPENCTI__URL"]);
 
     let all = scene.platform.edit(|state| state.users[0].capabilities.clone());
     for missing in ["CONNECTORAPI", "MODULES", "SETTINGS_SETACCESSES"] {
@@ -180,12 +190,12 @@ fn a_check_tells_what_is_good_and_what_is_bad_and_writes_nothing() {
     scene.platform.edit(|state| state.users[0].capabilities.clone_from(&all));
 
     scene.platform.edit(|state| state.platform_version = "6.7.0".to_owned());
-    check("too old", exit::PLATFORM, &as_is, &["FAIL  platform", "too old"]);
+    check("too old", exit::PLATFORM, &as_is, &["FAIL  opencti  platform", "too old"]);
     scene.platform.edit(|state| state.platform_version = "7.261026.0".to_owned());
     scene.connector_with("no-image", |connector| stand_in_platform::Connector { image: String::new(), ..connector });
-    check("rejected", exit::CONNECTOR_FAILED, &as_is, &["FAIL  connectors", "id-no-image", "sent no image"]);
+    check("rejected", exit::CONNECTOR_FAILED, &as_is, &["FAIL  opencti  connectors", "id-no-image", "sent no image"]);
     scene.platform.fault(Fault::on("connectorsForManagers", FaultKind::Html));
-    check("html", exit::PLATFORM, &as_is, &["FAIL  connectors", "HTML page", "OPENCTI__URL"]);
+    check("html", exit::PLATFORM, &as_is, &["FAIL  opencti  connectors", "HTML page", "OPENCTI__URL"]);
 }
 
 #[test]

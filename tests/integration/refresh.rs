@@ -301,7 +301,7 @@ fn a_refresh_that_fails_keeps_the_old_container_running_and_serves_the_others() 
             // The faults count requests: the sibling must come second.
             program = program.var("MANAGER__CONCURRENCY", "1");
         }
-        let report = program.run().expect_code(exit::CONNECTOR_FAILED.into()).json();
+        let report = program.run().expect_code(exit::CONNECTOR_FAILED.into()).lane();
         let said = complaints(&report);
         assert!(said.contains(words), "{what}: {said}");
         let after = scene.container_of("id-a");

@@ -76,12 +76,12 @@ mod tests {
     fn a_first_pass_deploys_and_a_second_changes_nothing() {
         let scene = Scene::new("smoke");
         let name = scene.connector("a");
-        let report = scene.pass().expect_code(0).json();
+        let report = scene.pass().expect_code(0).lane();
         assert_eq!(report["counts"]["steps"]["deploy"], 1, "{report:#}");
         let first = scene.containers();
         assert_eq!(first.len(), 1);
         assert!(first[0].running() && first[0].name == name, "{first:?}");
-        let report = scene.pass().expect_code(0).json();
+        let report = scene.pass().expect_code(0).lane();
         assert_eq!(report["counts"]["unchanged"], 1, "{report:#}");
         assert_eq!(scene.containers()[0].id, first[0].id);
     }

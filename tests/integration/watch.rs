@@ -39,7 +39,7 @@ impl<'a> Watch<'a> {
 /// Panics when the lock of the scene's manager is still held.
 #[track_caller]
 pub(crate) fn expect_unlocked(scene: &Scene, what: &str) {
-    let lock = format!("xtm-reconcile-lock-{}", scene.manager);
+    let lock = format!("xtm-reconcile-lock-{}-opencti", scene.manager);
     assert!(scene.engine.container(&lock).is_none(), "{what}: the lock was given back");
 }
 

@@ -88,7 +88,7 @@ fn a_plan_and_a_check_write_nothing_whatever_there_is_to_do() {
     scene.platform.edit(|state| state.connectors.retain(|connector| connector.name != "beta"));
     let before = json!([scene.cluster.deployments(), scene.cluster.secrets(), scene.cluster.leases()]);
     scene.cluster.tap.take_calls();
-    let report = scene.plan().expect_code(0).json();
+    let report = scene.plan().expect_code(0).lane();
     assert_eq!(report["counts"]["steps"], json!({ "deploy": 1, "refresh": 1, "remove": 1 }), "{report:#}");
     scene.program().args(["plan", "--detailed-exitcode"]).run().expect_code(2);
     let told = scene.program().arg("check").run().expect_code(0).stdout;

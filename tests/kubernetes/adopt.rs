@@ -54,7 +54,7 @@ fn a_deployment_of_the_daemon_is_adopted_as_it_is_and_converted_when_its_hash_ch
         connector.hash = Some(SECOND.to_owned());
     });
     scene.cluster.tap.take_calls();
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(steps(&report), [("id-alpha".to_owned(), "refresh".to_owned())], "{report:#}");
     let after = scene.cluster.deployment("alpha");
     assert_eq!(after["metadata"]["uid"], made["metadata"]["uid"]);
@@ -98,7 +98,7 @@ fn a_hash_that_the_daemon_left_elsewhere_is_found() {
         });
         scene.cluster.running(name, 0, 60);
     }
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(steps(&report), [("id-gamma".to_owned(), "refresh".to_owned())], "{report:#}");
 }
 
@@ -117,7 +117,7 @@ fn a_selector_that_is_not_ours_is_recreated_at_the_next_change_and_the_plan_says
         "registry.example/connector:2".clone_into(&mut connector.image);
         connector.hash = Some(SECOND.to_owned());
     });
-    let report = scene.plan().expect_code(0).json();
+    let report = scene.plan().expect_code(0).lane();
     let planned = &line(&report, "alpha")["step"];
     assert_eq!((&planned["do"], &planned["obstacle"]), (&json!("recreate"), &json!("selector")), "{report:#}");
     let text = scene.cluster.under_rules(None, || scene.program().arg("plan").run()).stdout;
@@ -143,7 +143,7 @@ fn a_selector_that_is_not_ours_is_recreated_at_the_next_change_and_the_plan_says
         calls.iter().any(|call| call.path.ends_with("/pods")).then_some(())
     });
     scene.cluster.control();
-    let report = running.wait().expect_code(0).json();
+    let report = running.wait().expect_code(0).lane();
     assert_eq!(line(&report, "alpha")["result"], "done", "{report:#}");
     let after = scene.cluster.deployment("alpha");
     assert_ne!(after["metadata"]["uid"], made["metadata"]["uid"]);
@@ -170,7 +170,7 @@ fn a_renamed_connector_gets_a_deployment_of_its_new_name_and_the_old_one_goes() 
             == 0
     );
     scene.cluster.control();
-    let report = running.wait().expect_code(0).json();
+    let report = running.wait().expect_code(0).lane();
     assert_eq!(steps(&report), [("id-alpha".to_owned(), "recreate".to_owned())], "{report:#}");
     assert!(!scene.cluster.has_deployment("alpha"));
     assert_eq!(scene.cluster.deployment("omega")["spec"]["replicas"], 1);

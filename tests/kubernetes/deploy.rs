@@ -27,7 +27,7 @@ fn a_connector_is_deployed_with_its_secrets_and_then_left_alone() {
     scene.connector_with("alpha", |connector| {
         connector.setting("PLAIN", odd).setting("OLD_API_KEY", "clear-key").secret("API_PASSWORD", "s3cr3t-value")
     });
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(steps(&report), [("id-alpha".to_owned(), "deploy".to_owned())], "{report:#}");
 
     let deployment = scene.cluster.deployment("alpha");
@@ -63,7 +63,7 @@ fn a_connector_is_deployed_with_its_secrets_and_then_left_alone() {
     assert!(!text.contains("s3cr3t") && !text.contains("clear-key"), "no value is in the Deployment");
 
     scene.cluster.running("alpha", 0, 60);
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(line(&report, "alpha")["skip"]["kind"], "running", "{report:#}");
     assert_eq!(scene.shown("alpha")["current_status"], "started");
     scene.expect_quiet("the third pass");
@@ -86,7 +86,7 @@ fn a_changed_connector_is_changed_in_place_and_its_old_values_go() {
             .secret("API_PASSWORD", "second");
     });
     scene.cluster.tap.take_calls();
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(steps(&report), [("id-alpha".to_owned(), "refresh".to_owned())], "{report:#}");
 
     let after = scene.cluster.deployment("alpha");
@@ -164,7 +164,7 @@ fn starting_and_stopping_scale_and_change_nothing_else() {
     for (requested, replicas, word) in [("stopping", 0, "stop"), ("starting", 1, "start")] {
         scene.change("alpha", |connector| requested.clone_into(&mut connector.requested_status));
         scene.cluster.tap.take_calls();
-        let report = scene.pass().expect_code(0).json();
+        let report = scene.pass().expect_code(0).lane();
         assert_eq!(steps(&report), [("id-alpha".to_owned(), word.to_owned())], "{report:#}");
         let writes: Vec<String> = scene.writes().into_iter().filter(|write| !write.contains("/leases/")).collect();
         assert_eq!(writes, [format!("PATCH {}/scale", scene.cluster.deployment_path("alpha"))]);
@@ -205,7 +205,7 @@ fn a_connector_that_is_gone_goes_with_its_secret_and_nobody_elses_do() {
         scene.cluster.create_deployment(&plain_deployment(name, labels), "somebody");
     }
     scene.platform.edit(|state| state.connectors.retain(|connector| connector.name != "gamma"));
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(steps(&report), [("id-gamma".to_owned(), "remove".to_owned())], "{report:#}");
     assert!(!scene.cluster.has_deployment("gamma"));
     if scene.cluster.stand_in().is_some() {
@@ -217,7 +217,7 @@ fn a_connector_that_is_gone_goes_with_its_secret_and_nobody_elses_do() {
 
     // The guard: an empty list removes nothing.
     scene.platform.edit(|state| state.connectors.clear());
-    let report = scene.pass().expect_code(5).json();
+    let report = scene.pass().expect_code(5).lane();
     assert_eq!(steps(&report), [], "{report:#}");
     assert!(scene.cluster.has_deployment("alpha") && scene.cluster.has_deployment("beta"));
     scene.pass_with(|program| program.var("MANAGER__ALLOW_PRUNE", "true")).expect_code(0);
@@ -245,10 +245,10 @@ fn a_name_that_is_taken_by_somebody_else_rejects_that_connector_alone() {
     let before = scene.cluster.deployment("alpha");
     scene.connector("alpha");
     scene.connector("beta");
-    let report = scene.pass().expect_code(1).json();
-    let failed = line(&report, "alpha");
-    assert_eq!(failed["result"], "failed");
-    let told = failed["error"].as_str().unwrap();
+    let report = scene.pass().expect_code(1).lane();
+    let rejected = line(&report, "alpha");
+    assert_eq!((&rejected["result"], &rejected["reject"]["kind"]), (&json!("rejected"), &json!("name-taken")));
+    let told = rejected["error"].as_str().unwrap();
     assert!(told.contains("the name alpha is taken by a Deployment"), "{told}");
     assert_eq!(line(&report, "beta")["result"], "done");
     assert_eq!(scene.cluster.deployment("alpha"), before);
@@ -264,7 +264,7 @@ fn odd_names_become_valid_ones() {
         let connector = Connector::new(format!("id-{index}"), *name, "i:1").requested("starting").secret("A", "b");
         scene.platform.edit(|state| state.connectors.push(connector));
     }
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(report["counts"]["steps"], json!({ "deploy": 6 }), "{report:#}");
     scene.expect_quiet("afterwards");
 }
@@ -350,7 +350,7 @@ fn the_base_deployment_lies_under_ours_and_containers_without_a_name_are_the_con
     let report = scene
         .pass_with(|program| with(program).var("OPENCTI__DAEMON__REGISTRY__PASSWORD", "n3w"))
         .expect_code(1)
-        .json();
+        .lane();
     assert_eq!(steps(&report), [], "{report:#}");
     let secrets = scene.cluster.secrets();
     let pull = secrets.iter().find(|secret| secret["metadata"]["name"] == made.as_str()).unwrap();
@@ -405,7 +405,7 @@ fn what_the_api_server_refuses_fails_that_connector_and_leaves_the_old_one_and_i
     ] {
         let outcome =
             scene.pass_with(|p| p.var("OPENCTI__DAEMON__KUBERNETES__BASE_DEPLOYMENT_JSON", base)).expect_code(1);
-        let report = outcome.json();
+        let report = outcome.lane();
         let failed = line(&report, "alpha");
         assert_eq!(failed["result"], "failed");
         assert!(failed["error"].as_str().unwrap().contains(told), "{failed:#}");

@@ -32,7 +32,7 @@ fn a_listing_that_fails_ends_the_pass_and_touches_nothing() {
         for (code, body, told) in &answers {
             scene.cluster.tap.fault("GET", resource, 1, Fault::Answer(*code, None, body.clone()));
             let outcome = scene.pass();
-            let report = outcome.expect_code(4).json();
+            let report = outcome.expect_code(4).lane();
             expect_all(&faults(&report), &[told, "list", &scene.cluster.namespace], &format!("{resource} {code}"));
             assert_eq!(scene.cluster.tap.clear_faults(), 0);
             assert_eq!(state(&scene), before, "{resource} {code}");
@@ -54,13 +54,13 @@ fn an_api_server_that_throttles_or_drops_connections_is_asked_again() {
         scene.cluster.tap.fault(method, part, 2, busy.clone());
     }
     scene.cluster.tap.fault("GET", "/pods", 1, Fault::Drop);
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(report["counts"]["steps"], json!({ "deploy": 2 }), "{report:#}");
     assert_eq!(scene.cluster.tap.clear_faults(), 0, "all of it happened");
 
     // For ever: the pass gives up, and says so.
     scene.cluster.tap.fault("GET", "/deployments", 1000, busy);
-    let report = scene.pass().expect_code(4).json();
+    let report = scene.pass().expect_code(4).lane();
     expect_all(&faults(&report), &["Too many requests", "overloaded"], "for ever");
 }
 
@@ -78,7 +78,7 @@ fn an_answer_that_is_lost_leads_to_the_same_state() {
         scene.change("beta", |connector| "stopping".clone_into(&mut connector.requested_status));
         scene.platform.edit(|state| state.connectors.retain(|connector| connector.name != "gamma"));
         scene.cluster.tap.fault(method, part, 1, Fault::DropAfter);
-        let report = scene.pass().json();
+        let report = scene.pass().lane();
         assert_eq!(scene.cluster.tap.clear_faults(), 0, "{method} {part} happened");
         scene.pass();
         let alpha = scene.cluster.deployment("alpha");
@@ -119,7 +119,7 @@ fn a_verb_that_is_not_granted_is_named_with_its_resource_and_namespace() {
     ] {
         let program = scene.program().args(["run", "--output", "json"]);
         let outcome = scene.cluster.under_rules(Some(without(resource, verb)), || program.run());
-        let report = outcome.expect_code(code).json();
+        let report = outcome.expect_code(code).lane();
         let text = report.to_string();
         let cannot = format!("cannot {verb} resource \\\"{resource}\\\"");
         let parts = [cannot.as_str(), &scene.cluster.namespace, "deploy/kubernetes has the Role"];
@@ -137,7 +137,7 @@ fn a_verb_that_is_not_granted_is_named_with_its_resource_and_namespace() {
 fn by_answer(scene: &Scene) {
     let message = "pods is forbidden: User \"x\" cannot list resource \"pods\"";
     scene.cluster.tap.fault("GET", "/pods", 1, Fault::Answer(403, None, status(403, "Forbidden", message)));
-    let report = scene.pass().expect_code(4).json();
+    let report = scene.pass().expect_code(4).lane();
     expect_all(&faults(&report), &[message, &scene.cluster.namespace, "deploy/kubernetes has the Role"], "forbidden");
 }
 
@@ -159,7 +159,7 @@ fn a_token_that_expired_is_told_as_such() {
     // From the first request, and in the middle of a pass.
     for part in ["/version", "/leases/", "/pods"] {
         scene.cluster.tap.fault("GET", part, 1, refused.clone());
-        let report = scene.pass().expect_code(4).json();
+        let report = scene.pass().expect_code(4).lane();
         expect_all(&faults(&report), &["Unauthorized", "is expired or wrong"], part);
     }
 }
@@ -180,15 +180,15 @@ fn nobody_there_and_somebody_else_there() {
     let report = scene
         .pass_with(|p| p.var("KUBECONFIG", kubeconfig(&closed)).var("MANAGER__PASS_DEADLINE", "20"))
         .expect_code(4)
-        .json();
+        .lane();
     expect_all(&faults(&report), &[&closed, "cannot be reached", "Connection refused"], "closed");
-    let report = scene.pass_with(|p| p.var("KUBECONFIG", kubeconfig(&scene.platform.url()))).expect_code(4).json();
+    let report = scene.pass_with(|p| p.var("KUBECONFIG", kubeconfig(&scene.platform.url()))).expect_code(4).lane();
     expect_all(&faults(&report), &[&scene.platform.url()], "a platform is no API server");
     let tls = scene.cluster.tap.url().replace("http:", "https:");
     let report = scene
         .pass_with(|p| p.var("KUBECONFIG", kubeconfig(&tls)).var("MANAGER__PASS_DEADLINE", "20"))
         .expect_code(4)
-        .json();
+        .lane();
     expect_all(&faults(&report), &["cannot be reached"], "no TLS there");
 }
 
@@ -205,7 +205,7 @@ fn a_list_whose_next_page_is_gone_is_begun_again() {
         1,
         Fault::Answer(410, None, status(410, "Expired", "The provided continue parameter is too old")),
     );
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!((steps(&report), &report["orchestrator"]["workloads"]), (vec![], &json!(1)), "{report:#}");
     assert_eq!(scene.cluster.tap.clear_faults(), 0);
 }
@@ -229,7 +229,7 @@ fn one_connectors_failure_does_not_stop_its_siblings() {
         1,
         Fault::Answer(422, None, status(422, "Invalid", "Deployment.apps is invalid: spec: too odd")),
     );
-    let report = scene.pass_with(|p| p.var("MANAGER__CONCURRENCY", "1")).expect_code(1).json();
+    let report = scene.pass_with(|p| p.var("MANAGER__CONCURRENCY", "1")).expect_code(1).lane();
     assert_eq!(report["counts"]["steps"], json!({ "deploy": 2 }), "{report:#}");
     assert_eq!((&report["counts"]["failed"], &report["counts"]["rejected"]), (&json!(1), &json!(2)), "{report:#}");
     expect_all(&line(&report, "alpha").to_string(), &["too odd"], "refused");
@@ -317,12 +317,12 @@ fn a_signal_lets_what_runs_finish_and_gives_the_lease_back() {
     running.signal(crate::support::Signal::TERM);
     running.wait_for_stderr("SIGTERM was received", std::time::Duration::from_secs(10));
     gate.open();
-    let report = running.wait().expect_code(143).json();
+    let report = running.wait().expect_code(143).lane();
     assert_eq!(report["counts"]["steps"], json!({ "deploy": 1 }), "{report:#}");
     assert_eq!(report["counts"]["not_done"], 2, "{report:#}");
     assert_eq!(scene.cluster.deployment("alpha")["spec"]["replicas"], 1, "what was begun is complete");
     assert_eq!(scene.cluster.deployments().len(), 1);
     assert_eq!(scene.cluster.leases()[0]["spec"]["holderIdentity"], Value::Null);
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(report["counts"]["steps"], json!({ "deploy": 2 }), "{report:#}");
 }

@@ -21,7 +21,7 @@ fn a_controller_that_writes_status_between_our_requests_is_no_conflict() {
     let status = json!({ "status": { "observedGeneration": 1 } });
     scene.cluster.ask("PATCH", &path, "application/merge-patch+json", Some(&status));
     gate.open();
-    let report = running.wait().expect_code(0).json();
+    let report = running.wait().expect_code(0).lane();
     assert_eq!(line(&report, "alpha")["result"], "done", "{report:#}");
     assert_eq!(scene.cluster.deployment("alpha")["spec"]["replicas"], 1);
 }
@@ -32,7 +32,7 @@ fn an_apply_that_landed_and_was_answered_with_an_error_loses_no_value() {
     scene.change("alpha", |connector| *connector = connector.clone().secret("API_PASSWORD", "s3cr3t-value"));
     let late = r#"{"kind":"Status","status":"Failure","reason":"InternalError","message":"etcdserver: request timed out","code":500}"#;
     scene.cluster.tap.fault("PATCH", "/deployments/alpha", 1, Fault::AnswerAfter(500, late.to_owned()));
-    let report = scene.pass().expect_code(1).json();
+    let report = scene.pass().expect_code(1).lane();
     expect_all(&line(&report, "alpha").to_string(), &["etcdserver: request timed out"], "told");
     let deployment = scene.cluster.deployment("alpha").to_string();
     let secrets = scene.cluster.secrets();
@@ -82,7 +82,7 @@ fn a_misspelt_base_deployment_is_found_before_a_recreate_takes_anything_away() {
     let base = r#"{"spec":{"template":{"spec":{"schedulerName":"nobody","nodeSelecter":{"disk":"fast"}}}}}"#;
     for _ in 0..2 {
         let outcome = scene.pass_with(|p| p.var("OPENCTI__DAEMON__KUBERNETES__BASE_DEPLOYMENT_JSON", base));
-        let report = outcome.expect_code(1).json();
+        let report = outcome.expect_code(1).lane();
         expect_all(&line(&report, "alpha").to_string(), &["nodeSelecter", "BASE_DEPLOYMENT"], "told");
         let still = scene.cluster.deployment("alpha");
         assert_eq!((&still["metadata"]["uid"], &still["spec"]["replicas"]), (&made["metadata"]["uid"], &json!(1)));
@@ -136,7 +136,7 @@ fn a_rename_that_is_killed_while_the_old_pod_ends_never_runs_two_and_keeps_the_h
     });
     assert_eq!((live(&scene), &scene.cluster.deployment("omega")["spec"]["replicas"]), (1, &json!(0)));
     scene.cluster.control();
-    let report = second.wait().expect_code(0).json();
+    let report = second.wait().expect_code(0).lane();
     assert!(!scene.cluster.has_deployment("alpha"), "{report:#}");
     assert_eq!(scene.cluster.deployment("omega")["spec"]["replicas"], 1, "{report:#}");
     scene.cluster.running("omega", 0, 5);
@@ -165,10 +165,10 @@ fn a_connector_is_not_started_while_its_last_pod_has_not_ended() {
     scene.pass().expect_code(0);
     // Its pod takes its time: stopped on the platform, and started again meanwhile.
     scene.change("alpha", |connector| "starting".clone_into(&mut connector.requested_status));
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!((&line(&report, "alpha")["skip"]["kind"], steps(&report)), (&json!("pending"), vec![]), "{report:#}");
     scene.cluster.control();
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(steps(&report), [("id-alpha".to_owned(), "start".to_owned())], "{report:#}");
 }
 
@@ -176,11 +176,11 @@ fn a_connector_is_not_started_while_its_last_pod_has_not_ended() {
 fn a_pod_that_outlives_its_deployment_keeps_another_instance_away() {
     let scene = Scene::running("outlives", &["alpha", "beta"]);
     scene.cluster.delete(&format!("{}?propagationPolicy=Orphan", scene.cluster.deployment_path("alpha")));
-    let report = scene.pass().expect_code(1).json();
+    let report = scene.pass().expect_code(1).lane();
     expect_all(&line(&report, "alpha")["error"].to_string(), &["still runs without a Deployment"], "told");
     assert!(!scene.cluster.has_deployment("alpha"));
     scene.cluster.control();
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(steps(&report), [("id-alpha".to_owned(), "deploy".to_owned())], "{report:#}");
 }
 
@@ -188,7 +188,7 @@ fn a_pod_that_outlives_its_deployment_keeps_another_instance_away() {
 fn a_pod_whose_rollout_is_paused_or_that_hangs_is_told_of() {
     let scene = Scene::running("hangs", &["alpha"]);
     scene.cluster.edit(&scene.cluster.deployment_path("alpha"), "kubectl", &json!({ "spec": { "paused": true } }));
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     expect_all(&line(&report, "alpha")["troubles"].to_string(), &["paused"], "paused");
 }
 
@@ -230,7 +230,7 @@ fn a_credentials_plugin_that_fails_shows_neither_its_variables_nor_what_it_print
     std::fs::write(&path, kubeconfig.replace("user: {token: the-programs-token}", &exec)).unwrap();
     write_plugin("echo printed-s3cr3t; echo printed-s3cr3t >&2; exit 3");
     let outcome = scene.pass_with(|p| p.var("KUBECONFIG", &path).var("RUST_LOG", "trace")).expect_code(4);
-    expect_all(&faults(&outcome.json()), &["credentials plugin", "exit status: 3"], "told");
+    expect_all(&faults(&outcome.lane()), &["credentials plugin", "exit status: 3"], "told");
     assert!(!format!("{}{}", outcome.stdout, outcome.stderr).contains("s3cr3t"), "{outcome:?}");
     // And one that works is used.
     let token = r#"{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"from-the-plugin"}}"#;
@@ -318,13 +318,13 @@ fn a_pod_that_does_not_end_and_one_that_nobody_owns_are_named() {
         scene.change("alpha", |connector| "stopping".clone_into(&mut connector.requested_status));
         scene.pass();
         scene.change("alpha", |connector| "starting".clone_into(&mut connector.requested_status));
-        let report = scene.pass().expect_code(1).json();
+        let report = scene.pass().expect_code(1).lane();
         let parts = ["alpha-hung has not ended in 10 minutes", "its node may be gone"];
         expect_all(&line(&report, "alpha")["troubles"].to_string(), &parts, "hung");
         assert_eq!(steps(&report), [], "{report:#}");
     }
     scene.cluster.delete(&format!("{}?propagationPolicy=Orphan", scene.cluster.deployment_path("beta")));
-    let report = scene.pass().expect_code(1).json();
+    let report = scene.pass().expect_code(1).lane();
     expect_all(&line(&report, "beta")["error"].to_string(), &["delete its ReplicaSet beta-"], "orphan");
 }
 
@@ -339,7 +339,7 @@ fn an_initial_container_that_crashes_keeps_the_connector_from_running() {
         &pod,
         &json!({ "phase": "Pending", "initContainerStatuses": [status("prepare", &waiting, 4)], "containerStatuses": [status("connector", &own, 0)] }),
     );
-    let report = scene.pass().expect_code(1).json();
+    let report = scene.pass().expect_code(1).lane();
     assert_eq!(line(&report, "alpha")["troubles"][0]["kind"], "wont-start", "{report:#}");
 }
 
@@ -351,9 +351,9 @@ fn an_address_that_is_none_and_one_that_is_no_api_server_are_told_as_such() {
     let path = folder.path().join("kubeconfig");
     std::fs::write(&path, kubeconfig.replace(&scene.cluster.tap.url(), "not-a-url")).unwrap();
     let outcome = scene.pass_with(|p| p.var("KUBECONFIG", &path)).expect_code(4);
-    expect_all(&faults(&outcome.json()), &["not-a-url", "is no URL"], "no URL");
+    expect_all(&faults(&outcome.lane()), &["not-a-url", "is no URL"], "no URL");
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
     scene.cluster.tap.fault("GET", "/version", 1, Fault::Answer(200, None, "<html>hello</html>".to_owned()));
     let outcome = scene.pass().expect_code(4);
-    expect_all(&faults(&outcome.json()), &["cannot be read", "address of a Kubernetes API server"], "a web page");
+    expect_all(&faults(&outcome.lane()), &["cannot be read", "address of a Kubernetes API server"], "a web page");
 }

@@ -30,7 +30,7 @@ fn a_quiet_pass_over_5000_connectors_takes_under_12_lists_and_writes_nothing_but
         None => scene.cluster.create_all(&scene.cluster.path("apis/apps/v1", "deployments"), &deployments),
     }
     scene.cluster.tap.take_calls();
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(report["counts"]["unchanged"], count, "{}", report["counts"]);
     let calls = scene.cluster.tap.take_calls();
     let lists = calls.iter().filter(|call| call.method == "GET" && call.query.contains("limit=500")).count();

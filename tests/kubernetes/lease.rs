@@ -32,13 +32,13 @@ fn a_pass_holds_the_lease_and_gives_it_back_with_what_it_remembers() {
     let running = scene.program().args(["run", "--output", "json"]).spawn();
     gate.wait();
     let held = lease(&scene);
-    assert_eq!(held["metadata"]["name"], format!("xtm-reconcile-{}", scene.manager));
+    assert_eq!(held["metadata"]["name"], format!("xtm-reconcile-{}-opencti", scene.manager));
     assert_eq!(held["metadata"]["labels"]["opencti-manager"], scene.manager);
     assert!(held["spec"]["holderIdentity"].as_str().unwrap().contains('_'), "{held:#}");
 
     // A second pass says by whom it is held and since when, and touches nothing.
     scene.cluster.tap.take_calls();
-    let second = scene.program().args(["run", "--output", "json"]).run().expect_code(6).json();
+    let second = scene.program().args(["run", "--output", "json"]).run().expect_code(6).lane();
     expect_all(
         &faults(&second),
         &["another pass holds the lock", "(process ", "since ", "expires a minute after"],
@@ -62,7 +62,7 @@ fn a_lease_that_expired_is_taken_over_and_one_that_did_not_is_not() {
     let scene = Scene::running("expired", &["alpha"]);
     let held = |age: i64| json!({ "spec": { "holderIdentity": "0badcafe_a-pod_7", "leaseDurationSeconds": 60, "acquireTime": format!("{}", micro(age)), "renewTime": micro(age) } });
     edit(&scene, &held(20));
-    let report = scene.pass().expect_code(6).json();
+    let report = scene.pass().expect_code(6).lane();
     expect_all(&faults(&report), &["pass 0badcafe (process 7 on a-pod)"], "held");
     edit(&scene, &held(61));
     scene.pass().expect_code(0);
@@ -115,7 +115,7 @@ fn a_pass_that_lost_its_lease_starts_nothing_more() {
         lost.then_some(())
     });
     gate.open();
-    let report = running.wait().expect_code(6).json();
+    let report = running.wait().expect_code(6).lane();
     expect_all(&faults(&report), &["another pass took over the lock"], "lost");
     assert!(!scene.cluster.has_deployment("gamma"), "{report:#}");
     assert_eq!(lease(&scene)["spec"]["holderIdentity"], "another_one_1", "it is not given back");
@@ -133,7 +133,7 @@ fn a_pass_that_was_killed_is_followed_once_its_lease_has_expired() {
     gate.open();
     scene.pass().expect_code(6);
     edit(&scene, &json!({ "spec": { "renewTime": micro(61) } }));
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(steps(&report), [("id-alpha".to_owned(), "refresh".to_owned())], "{report:#}");
     assert_eq!(scene.cluster.deployment("alpha")["spec"]["replicas"], 1);
 }
@@ -146,7 +146,7 @@ fn what_cannot_be_read_of_the_memory_is_told_and_counts_as_empty() {
         let annotation = json!({ "metadata": { "annotations": { "xtm-reconcile/memory": text } } });
         scene.cluster.edit(&scene.cluster.deployment_path("alpha"), "somebody", &annotation);
         edit(&scene, &json!({ "metadata": { "annotations": { "xtm-reconcile/registration": text } } }));
-        let report = scene.pass().expect_code(0).json();
+        let report = scene.pass().expect_code(0).lane();
         let told = report["notices"].to_string();
         expect_all(
             &told,
@@ -157,16 +157,16 @@ fn what_cannot_be_read_of_the_memory_is_told_and_counts_as_empty() {
             expect_all(&told, &[why], text);
         }
         assert_eq!(line(&report, "alpha")["skip"]["kind"], "running");
-        expect_all(&report["platforms"].to_string(), &["there is no memory"], "registered again");
+        expect_all(&report["platform"].to_string(), &["there is no memory"], "registered again");
     }
 }
 
 #[test]
 fn a_lease_of_somebody_else_is_left_alone() {
     let scene = Scene::new("foreign");
-    let lease = json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": { "name": format!("xtm-reconcile-{}", scene.manager) } });
+    let lease = json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": { "name": format!("xtm-reconcile-{}-opencti", scene.manager) } });
     scene.cluster.expect("POST", &scene.cluster.path("apis/coordination.k8s.io/v1", "leases"), Some(&lease));
-    let report = scene.pass().expect_code(4).json();
+    let report = scene.pass().expect_code(4).lane();
     expect_all(&faults(&report), &["somebody else's", "delete or rename that Lease"], "foreign");
 }
 

@@ -103,7 +103,7 @@ impl Scene {
     #[track_caller]
     pub(crate) fn expect_quiet(&self, what: &str) {
         self.cluster.tap.take_calls();
-        let report = self.pass().expect_code(0).json();
+        let report = self.pass().expect_code(0).lane();
         assert_eq!(report["counts"]["steps"], json!({}), "{what}: {report:#}");
         let writes: Vec<String> = self.writes();
         assert!(writes.iter().all(|write| write.contains("/leases/")), "{what}: {writes:#?}");

@@ -28,7 +28,7 @@ fn every_trouble_of_a_pod_reaches_the_report_in_plain_words_with_its_cure() {
     ] {
         scene.cluster.waiting("alpha", reason, message);
         let outcome = scene.pass().expect_code(1);
-        let report = outcome.json();
+        let report = outcome.lane();
         let seen = line(&report, "alpha");
         assert_eq!((&seen["skip"]["kind"], &seen["result"]), (&json!("pending"), &json!("failed")), "{seen:#}");
         assert!(seen["troubles"][0]["detail"].as_str().unwrap().contains(message), "{seen:#}");
@@ -39,7 +39,7 @@ fn every_trouble_of_a_pod_reaches_the_report_in_plain_words_with_its_cure() {
 
     let unscheduled = json!({ "phase": "Pending", "containerStatuses": null, "conditions": [{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available: 3 Insufficient memory." }] });
     scene.cluster.set_status(&scene.cluster.pod("alpha"), &unscheduled);
-    let report = scene.pass().expect_code(1).json();
+    let report = scene.pass().expect_code(1).lane();
     assert_eq!(line(&report, "alpha")["troubles"][0]["kind"], "unschedulable", "{report:#}");
     expect_all(&report.to_string(), &["Insufficient memory"], "unschedulable");
 
@@ -58,7 +58,7 @@ fn a_pod_that_is_being_made_is_waited_for() {
         if let Some(reason) = state {
             scene.cluster.waiting("alpha", reason, "");
         }
-        let report = scene.pass().expect_code(0).json();
+        let report = scene.pass().expect_code(0).lane();
         assert_eq!(
             (&line(&report, "alpha")["skip"]["kind"], steps(&report)),
             (&json!("pending"), vec![]),
@@ -75,7 +75,7 @@ fn a_pod_that_is_being_made_is_waited_for() {
         "application/merge-patch+json",
         Some(&json!({ "status": { "conditions": [condition] } })),
     );
-    let report = scene.pass().expect_code(1).json();
+    let report = scene.pass().expect_code(1).lane();
     assert_eq!(line(&report, "alpha")["troubles"][0]["kind"], "not-admitted", "{report:#}");
     expect_all(&report.to_string(), &["exceeded quota"], "quota");
 }
@@ -85,7 +85,7 @@ fn a_crash_loop_is_reported_with_its_restarts_and_a_memory_limit_by_name() {
     let scene = Scene::running("crash", &["alpha", "beta"]);
     scene.cluster.crashing("alpha", 5, "Error", 3);
     scene.cluster.crashing("beta", 2, "OOMKilled", 137);
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     let (alpha, beta) = (line(&report, "alpha"), line(&report, "beta"));
     assert_eq!((&alpha["reboot_loop"], &alpha["restarts"]), (&json!(true), &json!(5)), "{alpha:#}");
     assert_eq!(alpha["troubles"][0]["kind"], "crash-loop");
@@ -114,7 +114,7 @@ fn restarts_are_counted_on_when_a_pod_is_replaced_or_evicted() {
         &evicted,
         &json!({ "phase": "Failed", "reason": "Evicted", "message": why, "containerStatuses": null }),
     );
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     expect_all(&line(&report, "alpha")["troubles"].to_string(), &["evicted", why], "evicted");
     let mut second = json!({ "apiVersion": "v1", "kind": "Pod" });
     second["spec"] = evicted["spec"].clone();
@@ -128,7 +128,7 @@ fn restarts_are_counted_on_when_a_pod_is_replaced_or_evicted() {
     let state = json!({ "running": { "startedAt": ago(5) } });
     let container = json!({ "name": own["name"], "image": own["image"], "imageID": "", "ready": true, "restartCount": 1, "state": state, "lastState": {} });
     scene.cluster.set_status(&second, &json!({ "phase": "Running", "containerStatuses": [container] }));
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(line(&report, "alpha")["troubles"], json!([]), "{report:#}");
     assert_eq!(health(&scene, "alpha").0, 4);
     let memory = scene.cluster.deployment("alpha")["metadata"]["annotations"]["xtm-reconcile/memory"].clone();
@@ -140,7 +140,7 @@ fn restarts_are_counted_on_when_a_pod_is_replaced_or_evicted() {
 #[test]
 fn a_reboot_loop_is_held_when_told_so_until_it_is_stopped_and_started() {
     let scene = Scene::running("hold", &["alpha"]);
-    let pass = |code| scene.pass_with(|p| p.var("MANAGER__REBOOT_LOOP__ACTION", "stop")).expect_code(code).json();
+    let pass = |code| scene.pass_with(|p| p.var("MANAGER__REBOOT_LOOP__ACTION", "stop")).expect_code(code).lane();
     scene.cluster.crashing("alpha", 6, "Error", 1);
     let report = pass(0);
     assert_eq!(steps(&report), [("id-alpha".to_owned(), "hold".to_owned())], "{report:#}");
@@ -163,7 +163,7 @@ fn what_was_scaled_by_hand_is_put_right() {
     scene.cluster.edit(&scene.cluster.deployment_path("alpha"), "kubectl-scale", &json!({ "spec": { "replicas": 0 } }));
     scene.cluster.edit(&scene.cluster.deployment_path("beta"), "kubectl-scale", &json!({ "spec": { "replicas": 3 } }));
     scene.cluster.control();
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     let expected = [("id-alpha".to_owned(), "start".to_owned()), ("id-beta".to_owned(), "start".to_owned())];
     assert_eq!(steps(&report), expected, "{report:#}");
     for name in ["alpha", "beta"] {
@@ -186,7 +186,7 @@ fn a_change_by_hand_is_reported_and_put_right_when_the_connector_changes_next() 
     // Somebody's own additions are no drift.
     let path = scene.cluster.deployment_path("alpha");
     scene.cluster.edit(&path, "kubectl-label", &json!({ "metadata": { "labels": { "team": "blue" } }, "spec": { "template": { "spec": { "nodeSelector": { "disk": "fast" } } } } }));
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(line(&report, "alpha")["troubles"], json!([]), "{report:#}");
 
     let container = json!({ "name": "connector", "image": "by-hand:9", "env": [{ "name": "MINE", "value": "theirs" }, { "name": "API_PASSWORD", "value": "by hand", "valueFrom": null }] });
@@ -199,7 +199,7 @@ fn a_change_by_hand_is_reported_and_put_right_when_the_connector_changes_next() 
     scene.cluster.control();
     scene.cluster.running("alpha", 0, 600);
     let outcome = scene.pass().expect_code(0);
-    let report = outcome.json();
+    let report = outcome.lane();
     let seen = line(&report, "alpha");
     assert_eq!((&seen["troubles"][0]["kind"], steps(&report)), (&json!("drifted"), vec![]), "{seen:#}");
     expect_all(&seen["troubles"].to_string(), &["kubectl-edit"], "who");
@@ -224,7 +224,7 @@ fn a_change_by_hand_is_reported_and_put_right_when_the_connector_changes_next() 
     assert_eq!(pod["nodeSelector"], json!({ "disk": "fast" }), "their own addition stays");
     scene.cluster.control();
     scene.cluster.running("alpha", 0, 5);
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(line(&report, "alpha")["troubles"], json!([]), "{report:#}");
     scene.expect_quiet("put right");
 }
@@ -241,7 +241,7 @@ fn a_secret_that_somebody_deleted_is_made_again() {
     // What runs has its values; the next pod of it has not.
     scene.expect_quiet("it still runs");
     scene.cluster.waiting("alpha", "CreateContainerConfigError", &format!("secret \"{name}\" not found"));
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(steps(&report), [("id-alpha".to_owned(), "refresh".to_owned())], "{report:#}");
     assert_eq!(line(&report, "alpha")["step"]["reason"]["kind"], "broken");
     let secrets = scene.cluster.secrets();
@@ -260,7 +260,7 @@ fn a_deployment_that_is_being_deleted_is_waited_for() {
     let path = scene.cluster.deployment_path("alpha");
     scene.cluster.edit(&path, "keeper", &json!({ "metadata": { "finalizers": ["example.org/keep"] } }));
     scene.cluster.delete(&path);
-    let report = scene.pass().expect_code(1).json();
+    let report = scene.pass().expect_code(1).lane();
     let seen = line(&report, "alpha");
     assert_eq!((&seen["result"], steps(&report)), (&json!("rejected"), vec![]), "{seen:#}");
     expect_all(&seen["error"].to_string(), &["is being deleted"], "why");
@@ -271,6 +271,6 @@ fn a_deployment_that_is_being_deleted_is_waited_for() {
         Some(&json!({ "metadata": { "finalizers": null } })),
     );
     scene.cluster.control();
-    let report = scene.pass().expect_code(0).json();
+    let report = scene.pass().expect_code(0).lane();
     assert_eq!(steps(&report), [("id-alpha".to_owned(), "deploy".to_owned())], "{report:#}");
 }

@@ -6,6 +6,8 @@
 mod keys;
 #[path = "../integration/support/process.rs"]
 mod process;
+#[path = "../integration/support/schema.rs"]
+pub(crate) mod schema;
 #[path = "../integration/support/told.rs"]
 pub(crate) mod told;
 

@@ -104,8 +104,7 @@ impl Scene {
     fn pass_through(&self, kubeconfig: String) -> Sample {
         self.platform.forget_calls();
         let (usage, printed) = self.program(kubeconfig).run();
-        let report = serde_json::from_str(&printed).expect("the report is JSON");
-        Sample { usage, report, platform_calls: self.platform.calls() }
+        Sample::new(usage, &printed, self.platform.calls())
     }
 
     /// A pass straight to the API server.

@@ -8,6 +8,7 @@
 
 mod child;
 mod direct;
+mod lanes;
 mod platform;
 mod sample;
 mod scene;
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
     let mut notes = Vec::new();
     let mut rows = running(&scene, &mut notes);
     rows.extend(stopped(&scene));
+    rows.extend(lanes::rows(&scene));
     rows.extend(program(&scene));
     println!("{}", table::table(&rows));
     for note in &notes {

@@ -1,16 +1,25 @@
 //! One measured run of the program, with its report.
 
+use serde_json::Value;
+
 use crate::child::Usage;
+use crate::support::schema;
 
 /// One measured run of the program.
 #[derive(Debug)]
 pub(crate) struct Sample {
     pub(crate) usage: Usage,
-    pub(crate) report: serde_json::Value,
+    /// Of the one lane that there is.
+    pub(crate) report: Value,
     pub(crate) platform_calls: usize,
 }
 
 impl Sample {
+    /// With what the program printed.
+    pub(crate) fn new(usage: Usage, printed: &str, platform_calls: usize) -> Self {
+        Self { usage, report: schema::only_lane(&schema::read(printed)), platform_calls }
+    }
+
     /// A stage's time in milliseconds.
     pub(crate) fn stage(&self, name: &str) -> f64 {
         let stages = self.report["stages"].as_array().expect("stages");

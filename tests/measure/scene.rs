@@ -18,7 +18,7 @@ const IMAGE: &str = "xtm-fixture/connector:1";
 /// More lines than are pushed.
 const LOG_LINES: &str = "120";
 /// The program's default concurrency: the engine alone is asked for as much at a time.
-const CONCURRENCY: usize = 8;
+pub(crate) const CONCURRENCY: usize = 8;
 /// The kernel takes a hundred containers' networks apart for a while after the engine says that they are gone.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -78,6 +78,14 @@ impl Scene {
         )
     }
 
+    pub(crate) fn docker_host(&self) -> String {
+        self.engine.docker_host()
+    }
+
+    pub(crate) fn socket(&self) -> &std::path::Path {
+        self.engine.socket()
+    }
+
     /// The program with a complete environment.
     pub(crate) fn program(&self, docker_host: String) -> Program {
         let key = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/keys/test-only-rsa-4096.pkcs8.pem");
@@ -99,8 +107,7 @@ impl Scene {
     fn pass_on(&self, docker_host: String) -> Sample {
         self.platform.forget_calls();
         let (usage, printed) = self.program(docker_host).run();
-        let report = serde_json::from_str(&printed).expect("the report is JSON");
-        Sample { usage, report, platform_calls: self.platform.calls() }
+        Sample::new(usage, &printed, self.platform.calls())
     }
 
     fn pass(&self) -> Sample {
@@ -158,14 +165,14 @@ impl Scene {
     fn check_deployed(&self, sample: &Sample) {
         let report = &sample.report;
         assert_eq!(report["counts"]["steps"]["deploy"], self.connectors, "{report:#}");
-        assert_eq!(report["platforms"][0]["sent"]["status"], self.connectors, "{report:#}");
+        assert_eq!(report["platform"]["sent"]["status"], self.connectors, "{report:#}");
     }
 
     /// Quiet passes over `listed` connectors of which `running` run, and how many engine calls one makes.
     pub(crate) fn quiet(&self, listed: usize, running: usize) -> (Vec<Sample>, usize) {
         eprintln!("quiet pass, {listed} connectors, {running} of them running");
         let check = |sample: &Sample| {
-            let (report, sent) = (&sample.report, &sample.report["platforms"][0]["sent"]);
+            let (report, sent) = (&sample.report, &sample.report["platform"]["sent"]);
             assert_eq!(report["counts"]["steps"], serde_json::json!({}), "{report:#}");
             assert_eq!(report["counts"]["unchanged"], listed, "{report:#}");
             assert_eq!((&sent["health"], &sent["logs"]), (&running.into(), &running.into()), "{report:#}");
@@ -240,7 +247,7 @@ impl Drop for Scene {
 }
 
 /// A connector with some plain values and so many that the platform encrypts.
-fn connector(name: &str, number: usize, secrets: usize) -> Connector {
+pub(crate) fn connector(name: &str, number: usize, secrets: usize) -> Connector {
     let connector = Connector::new(format!("{name}-{number}"), format!("bench-{name}-{number}"), IMAGE)
         .setting("CONNECTOR_LOG_LEVEL", "info")
         .setting("CONNECTOR_SCOPE", "identity,attack-pattern,course-of-action,intrusion-set,campaign,malware,tool")

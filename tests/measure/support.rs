@@ -10,6 +10,8 @@ mod events;
 mod http;
 #[path = "../integration/support/process.rs"]
 mod process;
+#[path = "../integration/support/schema.rs"]
+pub(crate) mod schema;
 #[path = "../integration/support/tap.rs"]
 pub(crate) mod tap;
 

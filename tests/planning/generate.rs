@@ -222,7 +222,7 @@ fn memory() -> impl Strategy<Value = Memory> {
     let one = (id(), prop::option::of(window), prop::option::of(0..2_u8), prop::bool::weighted(0.1));
     let one = one.prop_map(|(id, window, held, spared)| {
         let held = held.map(|version| ConfigHash::new(&hash(&id, version)).unwrap());
-        (ConnectorId::new(&id).unwrap(), ConnectorMemory { window, held, spared, refused: None })
+        (ConnectorId::new(&id).unwrap(), ConnectorMemory { window, held, spared, refused: None, log: None })
     });
     prop::collection::vec(one, 0..5).prop_map(|connectors| Memory {
         connectors: connectors.into_iter().filter(|(_, memory)| !memory.is_empty()).collect(),
@@ -233,7 +233,6 @@ fn memory() -> impl Strategy<Value = Memory> {
 fn policy() -> impl Strategy<Value = Policy> {
     (any::<bool>(), prop::bool::weighted(0.2), prop_oneof![Just(50_u8), 0..=100_u8]).prop_map(
         |(stop, allow, max_percent)| Policy {
-            platform: PlatformKind::OpenCti,
             loop_rule: LoopRule { window_s: 300, limit: 3 },
             loop_action: if stop { LoopAction::Stop } else { LoopAction::Report },
             prune: PrunePolicy { allow, max_percent },

@@ -9,6 +9,7 @@
 
 mod generate;
 mod golden;
+mod layers;
 mod names;
 mod properties;
 mod scenario;

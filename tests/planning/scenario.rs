@@ -208,7 +208,6 @@ impl Scenario {
             failed: self.failed.clone(),
         };
         let policy = Policy {
-            platform: PlatformKind::OpenCti,
             loop_rule: LoopRule { window_s: self.policy.window_s, limit: self.policy.limit },
             loop_action: match self.policy.loop_action {
                 LoopActionInput::Report => LoopAction::Report,

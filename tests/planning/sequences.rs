@@ -11,7 +11,6 @@ use crate::generate::now;
 use crate::simulator::{World, later};
 
 const POLICY: Policy = Policy {
-    platform: PlatformKind::OpenCti,
     loop_rule: LoopRule { window_s: 300, limit: 3 },
     loop_action: LoopAction::Stop,
     prune: PrunePolicy { allow: false, max_percent: 50 },

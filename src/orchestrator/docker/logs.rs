@@ -25,7 +25,7 @@ impl Docker {
         }
         // The log was emptied, or the cursor names a time that never was: begin anew, as with a log that nobody read yet.
         let (anew, _) = self.read_from(handle, request, Start::Last(first)).await?;
-        if anew.cursor.is_none() {
+        if anew.cursor.as_ref().is_none_or(|cursor| cursor.lines == 0) {
             return Ok(LogRead { lines: vec![], ..read });
         }
         tracing::warn!(container = %handle, "the log holds nothing as new as what was delivered last; its last lines are sent");
@@ -59,7 +59,7 @@ impl Docker {
                 None => lines.push(stream, &bytes),
             }
         }
-        let cursor = if timed { follower.cursor() } else { None };
+        let cursor = timed.then(|| follower.cursor());
         Ok((LogRead { lines: lines.finish(request.secrets), cursor }, follower.is_lost()))
     }
 }

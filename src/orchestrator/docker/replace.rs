@@ -5,6 +5,8 @@
 //! new one incomplete (the same, and the new one started); both complete (the one with the right hash stays); only the new
 //! one, under its temporary name (it is renamed).
 
+use std::time::Duration;
+
 use bollard::body_full;
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, InspectContainerOptions, UploadToContainerOptionsBuilder,
@@ -18,6 +20,11 @@ use crate::model::{Cure, Handle};
 use crate::orchestrator::{Executed, StepContext, StepError};
 use crate::render::{self, Spec};
 use crate::stop::Stop;
+
+/// Times that a container is looked for whose name is taken already.
+const OWNER_TRIES: u32 = 10;
+/// Time between two such looks.
+const OWNER_WAIT: Duration = Duration::from_millis(100);
 
 /// The container that a refresh replaces.
 pub(super) struct Old<'a> {
@@ -101,11 +108,18 @@ impl Docker {
         part(what)(error)
     }
 
-    /// Whose container has this name, in words; `None` when nobody else's has it.
+    /// Whose container has this name, in words; `None` when it is one of this lane's own.
+    ///
+    /// The engine reserves a name before the container that gets it can be seen, so that it is looked for a few times.
     async fn owner_of(&self, name: &str) -> Option<String> {
-        let inspected = self.engine.inspect_container(name, None::<InspectContainerOptions>).await.ok()?;
-        let labels = inspected.config.and_then(|config| config.labels).unwrap_or_default();
-        self.ownership(&labels).err()
+        for _ in 0..OWNER_TRIES {
+            if let Ok(inspected) = self.engine.inspect_container(name, None::<InspectContainerOptions>).await {
+                let labels = inspected.config.and_then(|config| config.labels).unwrap_or_default();
+                return self.ownership(&labels).err();
+            }
+            tokio::time::sleep(OWNER_WAIT).await;
+        }
+        Some("a container that is being made".to_owned())
     }
 
     /// Creates a container and puts its files into it.

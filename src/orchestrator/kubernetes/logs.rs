@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::Kubernetes;
 use super::condition::LogSource;
-use crate::log_cursor::{Follower, LogPart, Start, split_time};
+use crate::log_cursor::{Follower, LogCursor, LogPart, Start, split_time};
 use crate::log_lines::{Assembler, Stream};
 use crate::model::Handle;
 use crate::orchestrator::{LogRead, LogRequest, OrchestratorError, StepContext};
@@ -13,13 +13,23 @@ use crate::orchestrator::{LogRead, LogRequest, OrchestratorError, StepContext};
 /// again, from further on.
 const LOG_BYTES: usize = 2 << 20;
 
+/// Stands for the pod that is not there yet.
+const NO_POD: &str = "";
+
 impl Kubernetes {
     pub(super) async fn read_log(
         &self,
         handle: &Handle,
         request: &LogRequest<'_>,
     ) -> Result<LogRead, OrchestratorError> {
-        let Some(source) = self.log_source(handle) else { return Ok(LogRead::default()) };
+        let Some(source) = self.log_source(handle) else {
+            // Whatever its pod will write is new.
+            let cursor = match request.part {
+                LogPart::New { after: None, .. } => Some(LogCursor::before_any_line_of(NO_POD)),
+                _ => None,
+            };
+            return Ok(LogRead { lines: vec![], cursor });
+        };
         match request.part {
             LogPart::Last(tail) => {
                 let mut lines = Assembler::new(usize::try_from(tail).unwrap_or(usize::MAX));
@@ -40,9 +50,8 @@ impl Kubernetes {
                 }
                 // The node rotated the log, or the cursor names a time that never was: begin anew.
                 let (anew, _) = self.follow(&source, request, Start::Last(first)).await?;
-                let behind = |read: &LogRead| read.cursor.as_ref().map(|cursor| cursor.at);
                 // After a rotation nothing is there until the next line comes, which is then newer than the cursor.
-                if behind(&anew).is_none() || behind(&anew) >= after.map(|cursor| cursor.at) {
+                if anew.cursor.as_ref().is_none_or(|cursor| cursor.lines == 0) {
                     return Ok(LogRead { lines: vec![], ..read });
                 }
                 tracing::warn!(
@@ -96,7 +105,7 @@ impl Kubernetes {
             }
         }
         let lost = follower.is_lost();
-        Ok((LogRead { lines: lines.finish(request.secrets), cursor: follower.cursor() }, lost))
+        Ok((LogRead { lines: lines.finish(request.secrets), cursor: Some(follower.cursor()) }, lost))
     }
 
     /// The last lines of one run. `options` are more of the query's.

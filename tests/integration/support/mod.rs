@@ -18,6 +18,7 @@ pub(crate) mod manager;
 pub(crate) mod private;
 pub(crate) mod process;
 pub(crate) mod registry;
+mod schema;
 mod selftest;
 pub(crate) mod tap;
 pub(crate) mod told;

@@ -17,6 +17,8 @@ use rustix::process::{Pid, PidfdFlags};
 
 pub(crate) use rustix::process::Signal;
 
+use super::schema;
+
 /// How long a pass may take before a test gives up on it.
 const RUN_TIMEOUT: Duration = Duration::from_mins(2);
 /// How long a process that was told to end may take.
@@ -101,10 +103,16 @@ impl Outcome {
         self
     }
 
-    /// stdout as one JSON document.
+    /// stdout as one document of the program under test. Panics when it is not as its schema says.
     #[track_caller]
     pub(crate) fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in stdout:\n{}", self.stdout))
+        schema::read(&self.stdout)
+    }
+
+    /// The one lane of the report on stdout. Panics when there are others.
+    #[track_caller]
+    pub(crate) fn lane(&self) -> serde_json::Value {
+        schema::only_lane(&self.json())
     }
 }
 

@@ -6,6 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::{
     ApiTap, Binary, Container, Engine, EventLog, Fault, KeyForm, Manager, NewContainer, Outcome, Registry, Running,
     Signal, TestKey,
@@ -339,9 +341,48 @@ fn a_binary_runs_with_nothing_but_the_given_variables() {
 
 #[test]
 fn what_a_binary_prints_is_there_while_it_runs_and_as_json_after() {
-    let running = Binary::new("/bin/sh").args(["-c", "echo working >&2; /bin/sleep 0.05; echo '{\"a\": 1}'"]).spawn();
+    let document = r#"{"schema_version": 2, "command": "run", "exit_code": 78, "checks": []}"#;
+    let print = "echo working >&2; /bin/sleep 0.05; echo \"$DOCUMENT\"";
+    let running = Binary::new("/bin/sh").args(["-c", print]).var("DOCUMENT", document).spawn();
     running.wait_for_stderr("working", SOON);
-    assert_eq!(running.wait().json()["a"], 1);
+    assert_eq!(running.wait().json()["exit_code"], 78);
+}
+
+#[test]
+#[should_panic(expected = "Additional properties are not allowed ('surprise' was unexpected)")]
+fn a_document_that_is_not_as_its_schema_says_fails_its_test() {
+    let document = r#"{"schema_version": 2, "command": "run", "exit_code": 78, "checks": [], "surprise": 1}"#;
+    Binary::new("/bin/sh").args(["-c", "echo \"$DOCUMENT\""]).var("DOCUMENT", document).run().json();
+}
+
+/// Panics unless every object that a schema describes is closed, with a word on each property whether it may be left out.
+fn expect_closed(schema: &Value, at: &str) {
+    if schema["type"] == "object" {
+        assert_eq!(schema["additionalProperties"], false, "{at}");
+        let required = schema["required"].as_array().map_or(0, Vec::len);
+        // Only the steps that there were are counted, and a line has one of three.
+        let optional = match at.rsplit('/').next() {
+            Some("steps") => 8,
+            Some("line") => 3,
+            _ => 0,
+        };
+        assert_eq!(schema["properties"].as_object().map_or(0, serde_json::Map::len) - required, optional, "{at}");
+    }
+    for (name, inner) in schema.as_object().into_iter().flatten() {
+        expect_closed(inner, &format!("{at}/{name}"));
+    }
+    for inner in schema.as_array().into_iter().flatten() {
+        expect_closed(inner, at);
+    }
+}
+
+#[test]
+fn the_schemas_leave_nothing_open() {
+    for (name, schema) in [("report", super::schema::REPORT), ("check", super::schema::CHECK)] {
+        let schema: Value = serde_json::from_str(schema).expect("a schema is JSON");
+        jsonschema::meta::validate(&schema).expect("a schema is a schema");
+        expect_closed(&schema, name);
+    }
 }
 
 #[test]
