@@ -1,4 +1,4 @@
-//! The look after the steps: what workloads there are now, and what the steps that failed leave undone.
+//! Looks at the workloads again after the steps, and finds out which connectors the steps left undone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,46 +13,46 @@ use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, StepErro
 use crate::plan::{Decision, Plan, RefreshReason, Skip, Step};
 use crate::secret::Secret;
 
-/// One connector's workload after the steps.
+/// The workload of one connector after the steps.
 #[derive(Debug)]
 pub struct WorkloadAfter {
     pub(crate) handle: Handle,
     pub(crate) phase: Phase,
     pub(crate) created: Timestamp,
-    /// `None` for one that is down and was not looked at.
+    /// `None` for a workload that is down and got no closer look.
     pub(crate) vitals: Option<Vitals>,
-    /// Empty for one that was not looked at.
+    /// Empty for a workload that got no closer look.
     pub(crate) environment: Vec<(String, Secret)>,
-    /// Whether this pass did something to it.
+    /// Whether a step of this pass changed it.
     pub(crate) touched: bool,
     pub(crate) troubles: Vec<Trouble>,
 }
 
-/// Workloads after the steps. A connector that is nowhere here has none.
+/// The workloads after the steps. A connector in none of these parts has no workload.
 #[derive(Debug, Default)]
 pub struct WorkloadsAfter {
     pub(crate) workloads: BTreeMap<ConnectorId, WorkloadAfter>,
-    /// Connectors whose workload could not be looked at before the steps; the plan rejects them for it.
+    /// The connectors whose workload could not be looked at before the steps. The plan rejects them for that.
     unknown: BTreeSet<ConnectorId>,
-    /// Connectors whose workload could not be looked at after the steps, and why.
+    /// The connectors whose workload could not be looked at after the steps, and why.
     pub(crate) lost: BTreeMap<ConnectorId, OrchestratorError>,
 }
 
 impl WorkloadsAfter {
-    /// What is wrong with the workloads, by connector.
+    /// The troubles of the workloads, by connector.
     #[must_use]
     pub fn troubles(&self) -> BTreeMap<ConnectorId, Vec<Trouble>> {
         let troubled = self.workloads.iter().filter(|(_, after)| !after.troubles.is_empty());
         troubled.map(|(id, after)| (id.clone(), after.troubles.clone())).collect()
     }
 
-    /// Whether nothing can be said of this connector.
+    /// Whether it is unknown if this connector has a workload, so that nothing may be published of it.
     #[must_use]
     pub fn is_unknown(&self, id: &ConnectorId) -> bool {
         self.unknown.contains(id) || self.lost.contains_key(id)
     }
 
-    /// The counters of the workloads that this pass did something to, for the next memory.
+    /// The counters of the workloads that this pass changed, for the next memory.
     #[must_use]
     pub fn last_looks(&self) -> BTreeMap<ConnectorId, LastLook> {
         let looks = self.workloads.iter().filter_map(|(id, after)| {
@@ -64,8 +64,8 @@ impl WorkloadsAfter {
     }
 }
 
-/// The workloads that stay, as they were observed before the steps. Those that are down while the platform shows something else
-/// are looked at: their logs are about to be sent, and their secrets must be known for that.
+/// The workloads that stay, as they were observed before the steps. A workload that is down while the platform shows
+/// another status gets a closer look, because its log is about to be sent and the secrets in it must be known for that.
 pub async fn before_steps<O: Orchestrator>(
     orchestrator: &O,
     desired: &Desired,
@@ -92,7 +92,7 @@ pub async fn before_steps<O: Orchestrator>(
     all
 }
 
-/// Looks again at what the steps were for.
+/// Looks again at the workloads that the steps were for.
 pub async fn look_again<O: Orchestrator>(
     orchestrator: &O,
     plan: &Plan,
@@ -126,7 +126,8 @@ async fn look<O: Orchestrator>(
             }
             Ok(Some(look)) => {
                 let (phase, created, vitals) = (look.phase, look.created, Some(look.vitals));
-                // Just after a step it is still the workload before that shows: the next pass tells.
+                // Just after a step the orchestrator may still show the state from before it. The next pass reports
+                // troubles.
                 let troubles = if touched { vec![] } else { look.troubles };
                 let environment = look.environment;
                 let one = WorkloadAfter { handle, phase, created, vitals, environment, touched, troubles };
@@ -139,7 +140,7 @@ async fn look<O: Orchestrator>(
     }
 }
 
-/// The connectors that a plan does something for, or holds: what is published of them waits until that is done.
+/// The connectors that a plan has steps for, or holds. Publishing them waits until the steps are done.
 #[must_use]
 pub fn connectors_with_steps(plan: &Plan) -> BTreeSet<ConnectorId> {
     let theirs =
@@ -147,8 +148,8 @@ pub fn connectors_with_steps(plan: &Plan) -> BTreeSet<ConnectorId> {
     theirs.map(|entry| entry.connector.clone()).collect()
 }
 
-/// The connectors whose steps failed, or that were rejected after the plan was made: what the plan wanted remembered of them
-/// does not hold.
+/// The connectors whose steps failed or were not begun, or that were rejected after the plan was made. What the plan
+/// wanted remembered of them does not hold.
 #[must_use]
 pub fn undone(
     plan: &Plan,
@@ -171,7 +172,7 @@ pub fn undone(
     undone
 }
 
-/// The workloads that steps were for, as far as something was begun, and those that are held.
+/// The workloads for which a step was begun, and those that are held.
 fn touched(plan: &Plan, outcomes: &Outcomes) -> BTreeMap<ConnectorId, Handle> {
     let mut touched = BTreeMap::new();
     for (place, entry) in plan.entries.iter().enumerate() {

@@ -1,4 +1,5 @@
-//! Carries out a plan. Decides nothing: removals first, then each connector's steps in order, several connectors at a time.
+//! Carries out a plan without deciding anything: the removals first, then the steps of each connector in order, several
+//! connectors at a time.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -8,42 +9,43 @@ use futures_util::{FutureExt, StreamExt};
 
 use crate::access::Permit;
 use crate::model::{ConnectorId, Handle, PlatformKind};
-use crate::orchestrator::{Executed, LogRead, LogRequest, Orchestrator, OrchestratorError, StepContext, StepError};
+use crate::orchestrator::{LastLog, LogRead, LogRequest, Orchestrator, OrchestratorError, StepContext, StepError};
 use crate::plan::{Plan, Step};
 use crate::prepare::Prepared;
 use crate::stop::Stop;
 
-/// What became of one step.
+/// The result of one step.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The workload that is there afterwards, or why the step failed.
+    /// The workload after the step (`None` when there is none), or why the step failed.
     pub result: Result<Option<Handle>, StepError>,
-    /// The last log of a workload that the step took away, where it was wanted.
+    /// The last log of the workload that the step removed. `None` when nobody wanted it.
     pub(crate) last_log: Option<Result<LogRead, OrchestratorError>>,
     pub(crate) took: Duration,
 }
 
-/// What became of the plan: by the place of the entry in it.
+/// The results of a plan, by the index of the entry in it. The steps of rejected connectors have no result.
 pub type Outcomes = BTreeMap<usize, Outcome>;
 
-/// A step and its place in the plan.
+/// A step with the index of its entry in the plan, and its connector.
 type Placed<'a> = (usize, &'a ConnectorId, &'a Step);
 
-/// Everything that carrying out a plan takes.
+/// What is needed to carry out a plan.
 pub struct Applier<'a, O> {
     pub(crate) orchestrator: &'a O,
     pub(crate) platform: PlatformKind,
     pub(crate) permit: Permit,
     pub(crate) prepared: &'a Prepared,
-    /// Which part of the log of a workload that goes is wanted, by connector.
+    /// For each connector, the part of the log to read of a workload before a step removes it.
     pub(crate) last_logs: &'a BTreeMap<ConnectorId, LogRequest<'a>>,
     pub(crate) stop: &'a Stop,
-    /// Connectors that are worked on at the same time.
+    /// How many connectors are worked on at the same time.
     pub(crate) concurrency: usize,
 }
 
 impl<O: Orchestrator> Applier<'_, O> {
-    /// Carries out every step, or says why not. Steps of rejected connectors are left out.
+    /// Carries out the steps, except those of rejected connectors. A step that is not begun has the reason as its
+    /// result.
     pub async fn apply(&self, plan: &Plan) -> Outcomes {
         let (removals, others): (Vec<Placed<'_>>, Vec<Placed<'_>>) = plan
             .entries
@@ -76,7 +78,7 @@ impl<O: Orchestrator> Applier<'_, O> {
         results.await.into_iter().flatten().collect()
     }
 
-    /// The steps of one connector, up to the first that fails.
+    /// Carries out the steps of one connector, up to the first that fails.
     async fn sequence(&self, steps: Vec<Placed<'_>>) -> Vec<(usize, Outcome)> {
         let mut outcomes = Vec::with_capacity(steps.len());
         let mut failed = false;
@@ -100,10 +102,11 @@ impl<O: Orchestrator> Applier<'_, O> {
         if step.makes_workload() && spec.is_none() {
             return not_done("the pass ended before its values were decrypted");
         }
-        let last_log = self.last_logs.get(connector).filter(|_| step.takes_away().is_some());
-        let context = StepContext { spec, stop: self.stop, last_log };
+        let wanted = self.last_logs.get(connector).filter(|_| step.takes_away().is_some());
+        let last_log = wanted.cloned().map(LastLog::new);
+        let context = StepContext { spec, stop: self.stop, last_log: last_log.as_ref() };
         let done = self.orchestrator.execute(self.permit, step, context);
-        // One connector's fault must not end the others.
+        // A panic in the work on one connector must not end the work on the others.
         let result = AssertUnwindSafe(done)
             .catch_unwind()
             .await
@@ -116,10 +119,7 @@ impl<O: Orchestrator> Applier<'_, O> {
                 tracing::error!(%connector, step = step.word(), %error, cure, "failed");
             }
         }
-        match result {
-            Ok(Executed { handle, last_log }) => Outcome { result: Ok(handle), last_log, took },
-            Err(error) => Outcome { result: Err(error), last_log: None, took },
-        }
+        Outcome { result, last_log: last_log.and_then(LastLog::into_read), took }
     }
 }
 
@@ -127,7 +127,7 @@ fn not_done(why: &'static str) -> Outcome {
     Outcome { result: Err(StepError::Stopped(why)), last_log: None, took: Duration::ZERO }
 }
 
-/// Entries of one connector stand together in a plan.
+/// Groups the steps by connector, of which a plan keeps all entries together.
 fn by_connector<'a>(steps: &[Placed<'a>]) -> Vec<Vec<Placed<'a>>> {
     steps.chunk_by(|a, b| a.1 == b.1).map(<[_]>::to_vec).collect()
 }

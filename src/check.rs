@@ -1,4 +1,5 @@
-//! `check`: can a pass work? A table of green and red lines for every lane; nothing is written anywhere.
+//! The command `check`, which finds out whether a pass can work. Its table has green and red lines for every lane. It
+//! writes nothing anywhere.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -21,10 +22,10 @@ use crate::progress::Progress;
 use crate::report::{SCHEMA_VERSION, columns, on_one_line, printable};
 use crate::stop::{Cause, Stop};
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 pub(crate) struct Line {
-    /// `None` for what all lanes share.
+    /// `None` for a check that concerns all lanes.
     lane: Option<PlatformKind>,
     verdict: Verdict,
     what: &'static str,
@@ -36,11 +37,11 @@ pub(crate) struct Line {
 enum Verdict {
     Good,
     Bad,
-    /// It could not be told, or deserves a look.
+    /// The result is unknown, or an operator should look at it.
     Open,
 }
 
-/// Lines about one lane, or about what all share, and the exit codes that a pass would have for the bad ones.
+/// The lines about one lane or about all, and the exit codes that a pass would have for the bad ones.
 struct Lines {
     lane: Option<PlatformKind>,
     said: Vec<Line>,
@@ -94,7 +95,8 @@ pub(crate) fn configuration_problems(error: &ConfigError) -> Vec<Line> {
     lines.said
 }
 
-/// Looks at everything that a pass needs. Gives the lines and the exit code that a pass would have for the gravest.
+/// Checks everything that a pass needs. Returns the lines and the gravest of the exit codes that a pass would have for
+/// them.
 pub(crate) async fn check(settings: Settings, stop: &Stop) -> (Vec<Line>, u8) {
     let Settings { manager, limits, lanes, notices, .. } = settings;
     let mut lines = Lines::about(None);
@@ -134,10 +136,39 @@ async fn both_sides(
     stop: &Stop,
     lines: &mut Lines,
 ) {
+    let owner = Owner { manager: manager.id.clone(), platform: settings.platform.kind };
+    let registry = &settings.registry;
+    match &settings.orchestrator {
+        OrchestratorSettings::Docker(docker) => {
+            let progress = Arc::new(Progress::nowhere());
+            let connected = Docker::connect(docker, owner, registry, concurrency, progress).await;
+            sides_on(("engine", "containers"), connected, manager, settings, stop, lines).await;
+        }
+        OrchestratorSettings::Kubernetes(kubernetes) => {
+            let connected = Kubernetes::connect(kubernetes, owner, registry, concurrency, stop).await;
+            sides_on(("cluster", "Deployments"), connected, manager, settings, stop, lines).await;
+        }
+    }
+}
+
+async fn sides_on<O: Orchestrator>(
+    words: (&'static str, &'static str),
+    connected: Result<O, OrchestratorError>,
+    manager: &Arc<Manager>,
+    settings: &LaneSettings,
+    stop: &Stop,
+    lines: &mut Lines,
+) {
+    // Whether the last pass registered decides what another manager's place means, as it does in a pass.
+    let recalled = match &connected {
+        Ok(orchestrator) => orchestrator.recall().await.ok(),
+        Err(_) => None,
+    };
+    let remembered = recalled.is_some_and(|recalled| recalled.memory.registration.is_some());
     let platform = platform::connect(&settings.platform, manager, 1, stop.clone());
     let asked = tokio::task::spawn_blocking({
         let manager = Arc::clone(manager);
-        move || ask(platform.as_ref(), &manager)
+        move || ask(platform.as_ref(), &manager, remembered)
     });
     let mut desired = Desired::default();
     match asked.await {
@@ -147,11 +178,11 @@ async fn both_sides(
         }
         Err(lost) => lines.bad("platform", exit::PLATFORM, lost.to_string()),
     }
-    orchestrator(manager, settings, concurrency, &desired, stop, lines).await;
+    look_around(words, connected, &settings.orchestrator.place(), &desired, lines).await;
 }
 
-/// Everything about the platform. Blocks its thread.
-fn ask(platform: &dyn Platform, manager: &Manager) -> (Lines, Desired) {
+/// Checks everything about the platform. Blocks its thread.
+fn ask(platform: &dyn Platform, manager: &Manager, remembered: bool) -> (Lines, Desired) {
     let mut lines = Lines::about(Some(platform.kind()));
     match platform.version() {
         Ok(version) => {
@@ -165,7 +196,7 @@ fn ask(platform: &dyn Platform, manager: &Manager) -> (Lines, Desired) {
         }
     }
     capabilities(platform, &mut lines);
-    if !registration(platform, &mut lines) {
+    if !registration(platform, remembered, &mut lines) {
         return (lines, Desired::default());
     }
     let desired = match platform.pull() {
@@ -209,9 +240,9 @@ fn capabilities(platform: &dyn Platform, lines: &mut Lines) {
     }
 }
 
-/// False when the list cannot be had before a pass has registered.
-fn registration(platform: &dyn Platform, lines: &mut Lines) -> bool {
-    match platform.registrant(false) {
+/// Checks the registration. False when the platform gives no list before a pass has registered.
+fn registration(platform: &dyn Platform, remembered: bool, lines: &mut Lines) -> bool {
+    match platform.registrant(remembered) {
         Ok(Registrant::Nobody) => {
             lines.good("registration", "no manager yet; the first pass registers");
             return !platform.lists_for_registered_only();
@@ -232,7 +263,7 @@ fn registration(platform: &dyn Platform, lines: &mut Lines) -> bool {
     true
 }
 
-/// Opens one envelope, the first there is.
+/// Checks the key by opening the first envelope that there is.
 fn decryption(desired: &Desired, manager: &Manager, lines: &mut Lines) {
     let mut envelopes = desired.connectors.values().flat_map(|connector| {
         connector.variables.iter().filter_map(move |variable| match &variable.value {
@@ -253,33 +284,8 @@ fn decryption(desired: &Desired, manager: &Manager, lines: &mut Lines) {
     }
 }
 
-async fn orchestrator(
-    manager: &Manager,
-    settings: &LaneSettings,
-    concurrency: usize,
-    desired: &Desired,
-    stop: &Stop,
-    lines: &mut Lines,
-) {
-    let owner = Owner { manager: manager.id.clone(), platform: settings.platform.kind };
-    let registry = &settings.registry;
-    let place = settings.orchestrator.place();
-    match &settings.orchestrator {
-        OrchestratorSettings::Docker(docker) => {
-            let progress = Arc::new(Progress::nowhere());
-            let connecting = Docker::connect(docker, owner, registry, concurrency, progress);
-            look_around("engine", "containers", connecting.await, &place, desired, lines).await;
-        }
-        OrchestratorSettings::Kubernetes(kubernetes) => {
-            let connecting = Kubernetes::connect(kubernetes, owner, registry, concurrency, stop);
-            look_around("cluster", "Deployments", connecting.await, &place, desired, lines).await;
-        }
-    }
-}
-
 async fn look_around<O: Orchestrator>(
-    what: &'static str,
-    workloads: &str,
+    (what, workloads): (&'static str, &'static str),
     connected: Result<O, OrchestratorError>,
     place: &str,
     desired: &Desired,
@@ -313,7 +319,7 @@ async fn look_around<O: Orchestrator>(
     }
 }
 
-/// The lines as a table or as one JSON document.
+/// Renders the lines as a table or as one JSON document.
 pub(crate) fn render(lines: &[Line], command: &str, code: u8, output: Output) -> String {
     match output {
         Output::Table => table(lines),
@@ -324,7 +330,7 @@ pub(crate) fn render(lines: &[Line], command: &str, code: u8, output: Output) ->
     }
 }
 
-/// Coloured on a terminal.
+/// Renders the table, in colour on a terminal.
 fn table(lines: &[Line]) -> String {
     let rows: Vec<[String; 4]> = lines.iter().map(row).collect();
     let text = printable(&columns(rows.iter()));
@@ -344,7 +350,7 @@ fn row(line: &Line) -> [String; 4] {
 }
 
 impl Verdict {
-    /// The word for it, and its colour on a terminal.
+    /// The word for the verdict, and its colour on a terminal.
     fn word(self) -> (&'static str, u8) {
         match self {
             Self::Good => ("ok", 32),

@@ -22,7 +22,7 @@ const BUILD: &str = concat!(
     ")"
 );
 
-/// One pass of connector reconciliation for OpenCTI, then exit.
+/// One pass of connector reconciliation for OpenCTI and OpenAEV, then exit.
 ///
 /// Checks the registration, pulls the connectors that the platform wants, brings what runs in line, reports status,
 /// health and logs, and prints what it did. All settings are environment variables: the XTM Composer daemon's, and a few

@@ -1,7 +1,8 @@
-//! Validated settings from everything that the operator set. Nothing reads the environment after this.
+//! Makes validated settings from everything that the operator set. Nothing reads the environment after this.
 //!
-//! The way of a setting: [`variables`] declares it, `source` finds its text in the files and the environment, `parse` makes a value
-//! of the text, and this file (the process), `lane`, `docker` and `kubernetes` check it and put it where it is used.
+//! A setting takes this way: [`variables`] declares it, `source` finds its text in the files and the environment, and
+//! `parse` makes a value of the text. This file (for the process), `lane`, `docker` and `kubernetes` check the value
+//! and put it where it is used.
 
 mod docker;
 mod kubernetes;
@@ -29,14 +30,14 @@ use parse::FieldParser;
 use source::Source;
 use variables::ProcessTexts;
 
-/// Everything that the commands need to know.
+/// The settings of all commands.
 #[derive(Debug)]
 pub struct Settings {
     /// The identity that all lanes share.
     pub manager: Manager,
     /// The bounds that all lanes share.
     pub limits: Limits,
-    /// One for each enabled platform, in the order of [`PlatformKind::ALL`]; at least one.
+    /// One for each enabled platform, in the order of [`PlatformKind::ALL`]. There is at least one.
     pub lanes: Vec<LaneSettings>,
     /// How the process logs.
     pub logging: Logging,
@@ -49,7 +50,7 @@ pub struct Settings {
 pub struct Notice {
     /// Whether it is logged as a warning instead of as information.
     pub warning: bool,
-    /// Names the variables that it is about; never shows the value of a secret.
+    /// Names the variables that it is about. Does not show the value of a secret.
     pub message: String,
 }
 
@@ -91,8 +92,8 @@ pub struct ConfigError(pub Vec<Problem>);
 
 /// Reads `files` and `environment` into settings.
 ///
-/// `allow_prune` and `platforms` are the command line's. The first adds to the variable; the second leaves out the lanes of all
-/// other platforms, unless it is empty.
+/// `allow_prune` and `platforms` come from the command line. The first has the same effect as the variable. The second
+/// leaves out the lanes of all other platforms, unless it is empty.
 pub fn load(
     files: &[PathBuf],
     environment: impl Iterator<Item = (String, String)>,
@@ -125,14 +126,16 @@ pub fn load(
     }
 }
 
-/// The platforms that get a lane: of those that the command line names, or of all when it names none, the enabled ones.
+/// The platforms that get a lane. These are the enabled ones among those that the command line names, or among all when
+/// it names none.
 fn enabled(source: &Source, named: &[PlatformKind], fields: &mut FieldParser) -> Vec<PlatformKind> {
     let variable = |platform: PlatformKind| format!("{}ENABLE", platform.prefix());
     let asked = |platform: &PlatformKind| named.is_empty() || named.contains(platform);
     let (enabled, disabled): (Vec<_>, Vec<_>) = PlatformKind::ALL
         .into_iter()
         .filter(asked)
-        // What is neither true nor false is a problem of its own, and hides no other of that platform.
+        // A value that is neither true nor false is a problem already. The platform counts as enabled, so that its
+        // other problems are found as well.
         .partition(|platform| fields.choice(&variable(*platform), source.enable(*platform)).unwrap_or(true));
     if !named.is_empty() {
         for platform in disabled {
@@ -165,7 +168,7 @@ fn logging(process: &ProcessTexts, fields: &mut FieldParser) -> Logging {
             None
         }
     };
-    // The libraries' own chatter says nothing to an operator.
+    // An operator has no use for what the libraries log below warnings.
     let filter = process.rust_log.clone().unwrap_or_else(|| format!("warn,kube_client=off,xtm_reconcile={level}"));
     Logging { filter, json }
 }

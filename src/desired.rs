@@ -1,4 +1,5 @@
-//! From what a platform sent to the connectors that should run: checks each one, rejects the malformed alone. Pure.
+//! Checks what a platform sent and turns it into the connectors that should run. A malformed connector is rejected
+//! without harm to the others. Pure.
 
 use std::collections::BTreeMap;
 
@@ -10,135 +11,135 @@ use crate::model::{
 };
 use crate::secret::Secret;
 
-/// A platform's answer, whatever its protocol, before anything is checked.
+/// The list that a platform sent, whatever its protocol, before anything is checked.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// What could be read.
+    /// The entries that have the shape of a connector.
     pub connectors: Vec<WireConnector>,
-    /// Entries that do not have the shape of a connector: their id, when at least that is there, and why.
+    /// The entries that do not, each with the reason. The id is `None` when not even that can be read.
     pub unreadable: Vec<(Option<String>, String)>,
 }
 
 /// One connector as the platform sent it.
 #[derive(Debug)]
 pub struct WireConnector {
-    /// The platform's id.
+    /// The id that the platform gives it.
     pub id: String,
-    /// Display name; OpenCTI stores an edited name raw (contracts 1.2).
+    /// The display name, which may hold anything: OpenCTI stores an edited name as it was typed (contracts 1.2).
     pub name: String,
-    /// `image:version`; empty when the catalogue does not know it.
+    /// `image:version`, or empty when the platform's catalogue does not know it.
     pub image: String,
-    /// Hash of image and configuration.
+    /// The hash of image and configuration.
     pub hash: String,
-    /// `starting`, `stopping`, `stopped`.
+    /// The status that the platform wants: `starting`, `stopping` or `stopped`.
     pub requested: String,
-    /// `started`, `stopped` or nothing.
+    /// The status that the platform shows: `started` or `stopped`. `None` when none was ever reported.
     pub current: Option<String>,
-    /// In the platform's order.
+    /// The variables, in the platform's order.
     pub configuration: Vec<WireVariable>,
 }
 
 /// One configuration entry as the platform sent it.
 #[derive(Debug)]
 pub struct WireVariable {
-    /// Name of the environment variable.
+    /// The name of the environment variable.
     pub key: String,
-    /// Clear text or envelope.
+    /// Clear text or an envelope. `None` when the platform sent null.
     pub value: Option<Secret>,
     /// Whether `value` is an envelope.
     pub encrypted: bool,
 }
 
-/// Why a connector cannot be planned or deployed. What runs of it keeps running.
+/// Why a connector cannot be planned or deployed. A workload that it has keeps running.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Rejection {
-    /// The list entry does not have the shape of a connector.
+    /// The entry in the list does not have the shape of a connector.
     #[error("the platform's entry for it cannot be read: {why}")]
     Unreadable {
-        /// What is wrong with it.
+        /// What is wrong with the entry.
         why: String,
     },
-    /// The same id twice with different content.
+    /// The list has the same id twice, with different content.
     #[error("the platform lists this id twice with different content")]
     ListedTwice,
-    /// A requested status that is none of the three known ones.
+    /// The requested status is none of the three known ones.
     #[error("the requested status {status:?} is unknown; starting, stopping and stopped are understood")]
     UnknownStatus {
-        /// As sent.
+        /// The status as the platform sent it.
         status: String,
     },
-    /// No hash, or one that cannot be stored in a label.
+    /// The hash is missing or is not a hash.
     #[error("its configuration hash cannot be used: {why}")]
     InvalidHash {
-        /// What is wrong with it.
+        /// What is wrong with the hash.
         why: String,
     },
-    /// The platform sent no image (contracts 1.2: a catalogue entry that is missing or has no snapshot).
+    /// The platform sent no image, because the catalogue entry is missing or has no snapshot (contracts 1.2).
     #[error("the platform sent no image for it: see whether its catalogue entry still exists")]
     EmptyImage,
-    /// Not an image reference.
+    /// The image is not an image reference.
     #[error("the image {image:?} is not an image reference")]
     InvalidImage {
-        /// As sent.
+        /// The image as the platform sent it.
         image: String,
     },
-    /// Not the name of an environment variable.
+    /// A name cannot be that of an environment variable.
     #[error("{name:?} cannot be the name of an environment variable")]
     InvalidVariable {
-        /// As sent.
+        /// The name as the platform sent it.
         name: String,
     },
-    /// A NUL byte, which no process environment can hold.
+    /// A value holds a NUL byte, which no environment can hold.
     #[error("the value of {name} holds a NUL byte")]
     InvalidValue {
-        /// The variable.
+        /// The name of the variable.
         name: String,
     },
-    /// An encrypted value that is null or empty, in the envelope or once opened.
+    /// An encrypted value is missing, or is empty once decrypted.
     #[error("the secret {name} is empty: type it again on the platform")]
     EmptySecret {
-        /// The variable.
+        /// The name of the variable.
         name: String,
     },
-    /// An envelope that cannot be opened.
+    /// An envelope cannot be opened.
     #[error("the secret {name} cannot be decrypted: {why}")]
     Undecryptable {
-        /// The variable.
+        /// The name of the variable.
         name: String,
-        /// Which part failed, and the cure.
+        /// The reason, and what to do about it.
         why: String,
     },
-    /// Its new configuration did not start; the old one runs on, and is not interrupted again so soon.
+    /// Its new configuration did not start. The old one runs on and is not interrupted again so soon.
     #[error(
         "its new configuration could not be started ({times} attempts), the old one runs on; it is tried again after {after}, or at once when the configuration changes"
     )]
     WontStart {
-        /// Attempts so far.
+        /// The number of attempts so far.
         times: u32,
-        /// When it is tried again.
+        /// The earliest time of the next attempt.
         after: Timestamp,
     },
     /// Its workload could not be looked at.
     #[error("its workload could not be looked at: {why}")]
     Unobservable {
-        /// The engine's words.
+        /// The orchestrator's words.
         why: String,
     },
     /// Its workload name belongs to somebody else's workload.
     #[error("the name {name} is taken by {owner}: rename that one or the connector")]
     NameTaken {
-        /// The workload name.
+        /// The name that the workload should have.
         name: String,
-        /// Whose it is, in words.
+        /// A description of the owner.
         owner: String,
     },
     /// Its workload name is that of another connector.
     #[error("connector {other} has the same workload name {name}: rename one of them on the platform")]
     NameCollision {
-        /// The workload name.
+        /// The name that both workloads should have.
         name: String,
-        /// The connector that keeps it.
+        /// The connector that keeps the name.
         other: ConnectorId,
     },
 }
@@ -146,24 +147,25 @@ pub enum Rejection {
 /// A listed connector that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
-    /// Its id: it is listed, so its workload is not removed.
+    /// The id that the platform gives it. It counts as listed, so its workload is not removed.
     pub id: ConnectorId,
-    /// Its display name, or the id where that is not known.
+    /// The display name, or the id when the name could not be read.
     pub title: String,
-    /// Why.
+    /// Why it cannot be used.
     pub reason: Rejection,
-    /// What the platform shows of it now, where that could be read.
+    /// The status that the platform shows now. `None` when it shows none or that could not be read.
     pub shown: Option<CurrentStatus>,
 }
 
-/// What should be: every listed connector is here once, usable or rejected.
+/// What the platform wants. Every listed connector is in here once, either usable or rejected.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// Usable, by id.
+    /// The usable connectors.
     pub connectors: BTreeMap<ConnectorId, Connector>,
-    /// Not usable, by id.
+    /// The connectors that cannot be used.
     pub rejected: BTreeMap<ConnectorId, Rejected>,
-    /// Entries without even an id. While there is one, nothing may be removed: it could be any connector.
+    /// One sentence for each entry without a usable id. While there is such an entry, nothing may be removed, because
+    /// it could be any connector.
     pub unidentified: Vec<String>,
 }
 
@@ -180,7 +182,7 @@ impl Desired {
         self.connectors.get(id).is_some_and(|connector| connector.requested == Requested::Run)
     }
 
-    /// What the platform shows of this connector now.
+    /// The status that the platform shows of this connector now.
     #[must_use]
     pub fn shown(&self, id: &ConnectorId) -> Option<CurrentStatus> {
         let usable = self.connectors.get(id).map(|connector| connector.shown);
@@ -194,7 +196,7 @@ impl Desired {
     }
 }
 
-/// Checks a listing. Its order has no influence.
+/// Checks a listing. The order of the listing has no influence on the result.
 #[must_use]
 pub fn read(listing: Listing) -> Desired {
     let mut desired = Desired::default();
@@ -234,7 +236,8 @@ impl Desired {
         }
     }
 
-    /// An entry for an id that has another one already, which is not the same, rejects the id whatever is in them.
+    /// Rejects an id. When the list has another entry for the id with different content, that is the reason, whatever
+    /// is wrong with this entry.
     fn reject(&mut self, id: &ConnectorId, title: String, shown: Option<CurrentStatus>, reason: Rejection) {
         let mut rejected = Rejected { id: id.clone(), title, reason, shown };
         let usable = self.connectors.remove(id).map(|connector| connector.title);
@@ -242,7 +245,7 @@ impl Desired {
         if usable.is_some() || before.as_ref().is_some_and(|before| *before != rejected) {
             (rejected.reason, rejected.shown) = (Rejection::ListedTwice, None);
         }
-        // The smallest, so that the order of the list has no influence.
+        // The smallest title is taken, so that the order of the list has no influence.
         let titles = usable.into_iter().chain(before.map(|before| before.title));
         rejected.title = titles.fold(rejected.title, Ord::min);
         self.rejected.insert(id.clone(), rejected);
@@ -289,7 +292,7 @@ fn check_image(image: &str) -> Result<String, Rejection> {
     Ok(image.to_owned())
 }
 
-/// A clear value that is null is left out: the connector then uses its own default.
+/// Checks a variable. `None` for a clear value that is null, so that the connector uses its own default.
 fn variable(wire: WireVariable) -> Result<Option<Variable>, Rejection> {
     let name = wire.key;
     if !is_variable_name(&name) {
@@ -306,7 +309,7 @@ fn variable(wire: WireVariable) -> Result<Option<Variable>, Rejection> {
     Ok(Some(Variable { name, value }))
 }
 
-/// What both Docker and Kubernetes take: letters, digits, `_`, `-`, `.`, not starting with a digit.
+/// Whether both Docker and Kubernetes accept the name: letters, digits, `_`, `-`, `.`, and no digit at the beginning.
 fn is_variable_name(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with(|c: char| c.is_ascii_digit())

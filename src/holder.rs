@@ -1,27 +1,28 @@
-//! Which process a lock belongs to, and whether that process is gone.
+//! Names the process that holds a lock, and finds out whether that process is gone.
 
 use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-/// Who takes a lock.
+/// The process that takes a lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// This pass's id.
+    /// The id of the pass, which its log shows as well.
     pub pass: String,
-    /// The machine, or the container.
+    /// The name of the machine or container.
     pub host: String,
-    /// Process id there.
+    /// The process id on that host.
     pub pid: u32,
-    /// Tells whether a process id can be compared: boot and process namespace. Empty where that is unknown.
+    /// The boot and the process namespace. Process ids can be compared only when it is the same. Empty when it is
+    /// unknown.
     #[serde(default)]
     pub space: String,
-    /// When the process started, in the kernel's clock ticks; 0 where unknown.
+    /// When the process started, in clock ticks since boot; 0 when it is unknown.
     #[serde(default)]
     pub started: u64,
 }
 
-/// This process.
+/// The holder that stands for this process.
 #[must_use]
 pub fn this_process(pass: &str) -> Holder {
     let host = read("/proc/sys/kernel/hostname").unwrap_or_else(|| "an unknown host".to_owned());
@@ -29,19 +30,20 @@ pub fn this_process(pass: &str) -> Holder {
     Holder { pass: pass.to_owned(), host, pid, space: space(), started: started(pid).unwrap_or(0) }
 }
 
-/// Whether the holder ran where this process can see, and does not run any more.
+/// Whether the holder's process is seen to be gone. False when this process cannot see it, so that the lock has to
+/// expire.
 ///
-/// Within one boot and one process namespace a process id and its start time name a process for good. Anywhere else
-/// nothing is known, and the lock has to expire.
+/// Within one boot and one process namespace, a process id and a start time together name a single process.
 #[must_use]
 pub fn is_gone(holder: &Holder) -> bool {
     let here = space();
-    // Where the processes of other users are hidden (hidepid, ProtectProc=), "not there" says nothing.
+    // When the processes of other users are hidden (hidepid, ProtectProc=), a process that cannot be seen may still
+    // run.
     let sees_all = read("/proc/1/stat").is_some();
     !here.is_empty() && sees_all && holder.space == here && started(holder.pid) != Some(holder.started)
 }
 
-/// Boot and process namespace; empty where the system does not tell.
+/// The boot and the process namespace of this process. Empty when the system does not provide them.
 fn space() -> String {
     let boot = read("/proc/sys/kernel/random/boot_id");
     let namespace = fs::read_link("/proc/self/ns/pid").ok();
@@ -51,9 +53,9 @@ fn space() -> String {
     }
 }
 
-/// Field 22 of `/proc/PID/stat` (proc(5)): clock ticks since boot. The name in field 2 may hold anything but ends at the
-/// last parenthesis. `None` also for a process that has ended and that nobody has reaped yet: in a container that can be
-/// for good.
+/// When a process started, in clock ticks since boot: field 22 of `/proc/PID/stat` (proc(5)). The name in field 2 may
+/// hold any character but ends at the last parenthesis. `None` also for a process that has ended but was not reaped,
+/// because in a container it may never be.
 fn started(pid: u32) -> Option<u64> {
     let stat = read(&format!("/proc/{pid}/stat"))?;
     let (_, after_name) = stat.rsplit_once(')')?;

@@ -1,36 +1,39 @@
 //! One pass of connector reconciliation, then exit.
 //!
-//! The way of the data: `config -> platform pull -> desired -> observe -> plan -> apply -> report -> publish`.
-//! [`pass`] has the stages in order; decisions ([`desired`], [`plan`], [`render`], [`report`]) are pure.
+//! The data flows through these stages: `config -> platform pull -> desired -> observe -> plan -> apply -> report ->
+//! publish`. [`pass`] runs them in order. The modules that decide ([`desired`], [`plan`], [`render`], [`report`]) do no
+//! I/O.
+//!
+//! Public is only what the tests and `main` use.
 
-pub mod access;
-pub mod after_apply;
-pub mod apply;
+mod access;
+mod after_apply;
+mod apply;
 mod check;
-pub mod cli;
+mod cli;
 pub mod config;
 pub mod desired;
 pub mod exit;
-pub mod holder;
-pub mod key;
-pub mod log_cursor;
-pub mod log_lines;
-pub mod manager;
+mod holder;
+mod key;
+mod log_cursor;
+mod log_lines;
+mod manager;
 pub mod memory;
 pub mod model;
 pub mod orchestrator;
 pub mod pass;
 pub mod plan;
-pub mod platform;
-pub mod prepare;
-pub mod progress;
-pub mod publish;
+mod platform;
+mod prepare;
+mod progress;
+mod publish;
 pub mod render;
 pub mod report;
 pub mod restart_window;
 pub mod secret;
-pub mod stop;
-pub mod telemetry;
+mod stop;
+mod telemetry;
 
 use std::fs::OpenOptions;
 use std::future::Future;
@@ -49,21 +52,22 @@ use progress::Progress;
 use report::Report;
 use stop::{Cause, Stop};
 
-/// Bits of a new key.
+/// The size of a new key, in bits.
 const KEYGEN_BITS: usize = 4096;
-/// Longest wait, after the report is written, for threads that still wait for an answer.
+/// How long the process waits, once its work is done, for threads that still wait for an answer.
 const GOODBYE: Duration = Duration::from_millis(100);
 
-/// Everything, from the process's arguments and environment to its exit code.
+/// Runs the program with the arguments and the environment of the process, and returns its exit code.
 #[must_use]
 pub fn run() -> u8 {
-    // The one TLS provider, for all who ask for the process's own. It can only be set already, by ourselves.
+    // Sets the TLS provider for all libraries that use the process's default. It fails only when it is set already, and
+    // only this program sets it.
     drop(rustls::crypto::ring::default_provider().install_default());
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             let code = if error.use_stderr() { exit::USAGE } else { exit::OK };
-            // Nothing can be said when even this fails.
+            // When printing fails, there is no way left to report anything.
             drop(error.print());
             return code;
         }
@@ -85,7 +89,7 @@ pub fn run() -> u8 {
 }
 
 fn load(args: &PassArgs) -> Result<Settings, ConfigError> {
-    // What is not UTF-8 is no setting of ours.
+    // A variable that is not UTF-8 cannot be one of ours.
     let environment =
         std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
     config::load(&args.config, environment, args.allow_prune, &args.platform)
@@ -128,14 +132,14 @@ fn run_check(args: &PassArgs) -> u8 {
     }
 }
 
-/// Runs `work` on this thread, with signals watched. Blocking calls have threads of their own.
+/// Runs `work` on this thread and passes signals on to `stop`. Blocking calls run on threads of their own.
 fn with_runtime<T>(stop: &Stop, work: impl Future<Output = T>) -> std::io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(async {
         tokio::spawn(watch_signals(stop.clone()));
         work.await
     });
-    // A thread that still waits for a platform that does not answer must not keep the process.
+    // A thread that still waits for a platform must not keep the process from ending.
     runtime.shutdown_timeout(GOODBYE);
     Ok(done)
 }
@@ -195,7 +199,7 @@ fn keygen(out: &Path) -> u8 {
     }
 }
 
-/// A file of its own, readable by its owner alone from the first moment; a half-written one is taken away.
+/// Writes the key into a new file that only its owner can read. Deletes the file again when it cannot be written whole.
 fn write_key(out: &Path, key: &ManagerKey) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let pem = key.private_pem().map_err(std::io::Error::other)?;
@@ -207,7 +211,7 @@ fn write_key(out: &Path, key: &ManagerKey) -> std::io::Result<()> {
     written
 }
 
-/// To standard output. A reader that went away is an error of its own.
+/// Prints to standard output and returns the exit code, which is another one when the reader of the output is gone.
 fn print(text: &str) -> u8 {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -218,9 +222,9 @@ fn print(text: &str) -> u8 {
     }
 }
 
-/// To standard error; gives `code`.
+/// Prints to standard error and returns `code`.
 fn complain(text: &str, code: u8) -> u8 {
-    // When even this fails there is nobody left to tell.
+    // When this fails, there is no way left to report it.
     drop(writeln!(std::io::stderr(), "{text}"));
     code
 }

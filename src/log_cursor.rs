@@ -1,57 +1,58 @@
-//! How far a workload's log has been delivered to a platform that appends what it is sent. Pure.
+//! Notes how far a workload's log has been delivered to a platform that appends lines. Pure.
 //!
-//! A line is told from its neighbours by the time that the engine noted for it, and lines of the same instant by their
-//! number: a log that was rotated meanwhile still has both, and the lines of another container have another source.
+//! A line is identified by the time that the engine noted for it, and lines of the same time by their number. This also
+//! works after the log was rotated. The lines of another container have another source.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// The last line that was delivered.
+/// The place of the last line that was delivered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogCursor {
-    /// What wrote the log: a container's id, a pod's uid.
+    /// The source of the log: the id of a container or the uid of a pod.
     pub source: String,
-    /// The engine's time of the last line.
+    /// The time that the engine noted for the last line.
     pub at: Timestamp,
-    /// How many lines of that very instant were delivered; 0 while there was no line at all.
+    /// How many lines of exactly that time were delivered; 0 when there was no line at all.
     pub lines: u32,
 }
 
 impl LogCursor {
-    /// Nothing of this source was delivered, and everything that it ever writes is new.
+    /// A cursor before the first line of this source, so that everything that the source writes is new.
     #[must_use]
     pub fn before_any_line_of(source: &str) -> Self {
         Self { source: source.to_owned(), at: Timestamp::UNIX_EPOCH, lines: 0 }
     }
 }
 
-/// Which part of a log is wanted.
+/// The part of a log to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogPart<'a> {
     /// The last lines, whether or not they were delivered before.
     Last(u32),
-    /// What the cursor has not seen.
+    /// The lines that were not delivered yet.
     New {
-        /// Where the last delivery ended; `None` when there was none.
+        /// Where the last delivery ended. `None` when there was none.
         after: Option<&'a LogCursor>,
-        /// Lines that a first delivery takes, the newest ones.
+        /// How many lines a first delivery has at most. The newest ones are taken.
         first: u32,
-        /// Lines that any later delivery takes at most, the newest ones.
+        /// How many lines each later delivery has at most. The newest ones are taken.
         most: u32,
     },
 }
 
-/// Where reading one source begins.
+/// Where to begin in the log of one source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start<'a> {
-    /// With the last so many lines.
+    /// At the last lines, of which it has this many.
     Last(u32),
-    /// Behind the cursor, with at most so many lines.
+    /// Behind the cursor, with at most this many lines.
     Behind(&'a LogCursor, u32),
 }
 
 impl<'a> LogPart<'a> {
-    /// Where to begin in the log of `source`. Of one that the cursor is not about, nothing was delivered yet.
+    /// Where to begin in the log of `source`. When the cursor is about another source, nothing of this one was
+    /// delivered yet.
     #[must_use]
     pub fn start(self, source: &str) -> Start<'a> {
         match self {
@@ -62,27 +63,27 @@ impl<'a> LogPart<'a> {
         }
     }
 
-    /// Whether the engine has to give the time of each line.
+    /// Whether the engine has to send the time of each line.
     #[must_use]
     pub fn needs_times(self) -> bool {
         matches!(self, Self::New { .. })
     }
 }
 
-/// Sorts the lines of one source into delivered and new, in the order of the log.
+/// Finds out which lines of one source are new. It gets the times of the lines in the order of the log.
 #[derive(Debug)]
 pub struct Follower<'a> {
     source: &'a str,
     behind: Option<&'a LogCursor>,
-    /// Lines of the cursor's instant that were seen.
+    /// How many lines with the cursor's time have come so far.
     passed: u32,
     newest: Option<(Timestamp, u32)>,
-    /// Whether anything was seen that is not older than the cursor.
+    /// Whether a line has come that is as new as the cursor or newer.
     reached: bool,
 }
 
 impl<'a> Follower<'a> {
-    /// Begins where `start` says.
+    /// A follower for a log that is read from `start`.
     #[must_use]
     pub fn new(source: &'a str, start: Start<'a>) -> Self {
         let behind = match start {
@@ -92,7 +93,7 @@ impl<'a> Follower<'a> {
         Self { source, behind, passed: 0, newest: behind.map(|cursor| (cursor.at, cursor.lines)), reached: false }
     }
 
-    /// Takes the time of the next line; tells whether that line is new.
+    /// Takes the time of the next line and returns whether that line is new.
     pub fn is_new(&mut self, at: Timestamp) -> bool {
         if let Some(cursor) = self.behind {
             if at < cursor.at {
@@ -112,14 +113,14 @@ impl<'a> Follower<'a> {
         true
     }
 
-    /// Whether the log holds nothing that is as new as the cursor. The line that the cursor is about is the newest of a log
-    /// that is quiet: when even that one is missing, the log was emptied, or the cursor is not true.
+    /// Whether the log holds no line that is as new as the cursor. A log without new lines still has the line of the
+    /// cursor. When even that one is missing, the log was emptied or the cursor is wrong.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.behind.is_some_and(|cursor| cursor.lines > 0) && !self.reached
     }
 
-    /// The cursor after these lines. Of a log in which there was nothing yet it is one before any line.
+    /// The cursor behind the lines that have come. For an empty log it is the cursor before any line.
     #[must_use]
     pub fn cursor(&self) -> LogCursor {
         match self.newest {
@@ -129,7 +130,8 @@ impl<'a> Follower<'a> {
     }
 }
 
-/// Takes the time off a line that begins with one in RFC 3339, as engines write it. `None`: it has none.
+/// Splits a line into the time in RFC 3339 that the engine wrote before it, and the text. `None` when there is no such
+/// time.
 #[must_use]
 pub fn split_time(line: &[u8]) -> Option<(Timestamp, &[u8])> {
     let end = line.iter().take(64).position(|byte| *byte == b' ')?;

@@ -1,32 +1,34 @@
-//! From an engine's log stream to lines that a platform can show: whole, printable, bounded, without secrets. Pure.
+//! Turns an engine's log stream into lines that a platform can show: whole, printable, bounded, without secrets. Pure.
 
 use std::collections::VecDeque;
 
 use crate::secret::Secret;
 
-/// Longest line that is pushed, in characters.
+/// The longest line that is sent, in characters.
 pub const LINE_MAX: usize = 4096;
-/// Stands where a line was cut.
+/// Marks where a line was cut.
 pub const CUT_MARK: &str = " … [cut]";
-/// Stands where a secret was.
+/// Replaces each secret.
 pub const MASK: &str = "[masked]";
-/// Bytes kept of a line while it is put together: enough that a secret across the cut is still seen whole.
+/// How many bytes of a line are kept until it is complete. They are more than are sent, so that a secret across the cut
+/// is found.
 const RAW_MAX: usize = LINE_MAX * 8;
-/// Bytes kept of one log, the newest: many connectors are read at the same time.
+/// How many bytes of one log are kept. The newest are kept, and the bound is needed because many logs are read at the
+/// same time.
 const LOG_MAX: usize = 2 * 1024 * 1024;
-/// Shorter values are not masked: they would blot out half of every line, and are no secret.
+/// The shortest value that is masked, in bytes. Masking shorter ones would make logs unreadable and protect no secret.
 const SECRET_MIN: usize = 4;
 
-/// Which output of the container.
+/// An output of the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
-    /// Standard output, or a terminal.
+    /// Standard output, or both outputs of a container with a terminal.
     Out,
     /// Standard error.
     Err,
 }
 
-/// Puts the pieces of a stream together to lines; keeps the last `tail` of them, each and all bounded.
+/// Joins the pieces of a stream to lines. Keeps the last `tail` lines, and bounds the size of each and of all together.
 #[derive(Debug)]
 pub struct Assembler {
     tail: usize,
@@ -36,13 +38,13 @@ pub struct Assembler {
 }
 
 impl Assembler {
-    /// Keeps the last `tail` lines.
+    /// An assembler that keeps the last `tail` lines.
     #[must_use]
     pub fn new(tail: usize) -> Self {
         Self { tail, partial: [Vec::new(), Vec::new()], bytes: 0, lines: VecDeque::new() }
     }
 
-    /// Takes one piece. Both streams have lines of their own, so that they do not cut each other.
+    /// Takes one piece. Each of the two streams has its own unfinished line, so that their pieces do not mix.
     pub fn push(&mut self, stream: Stream, mut piece: &[u8]) {
         while let Some(end) = piece.iter().position(|byte| *byte == b'\n') {
             let (line, rest) = piece.split_at(end);
@@ -54,7 +56,7 @@ impl Assembler {
         self.extend(stream, piece);
     }
 
-    /// The lines, made fit to be shown. `secrets` are masked.
+    /// Returns the lines as the platform may show them, with `secrets` masked.
     #[must_use]
     pub fn finish(mut self, secrets: &[Secret]) -> Vec<String> {
         for partial in std::mem::take(&mut self.partial) {
@@ -89,7 +91,8 @@ impl Assembler {
     }
 }
 
-/// What to look for: each line of each secret, the longest first, so that one within another leaves nothing behind.
+/// The texts to mask: each line of each secret. The longest come first, so that of a secret within another nothing is
+/// left.
 fn needles(secrets: &[Secret]) -> Vec<&str> {
     let lines = secrets.iter().flat_map(|secret| secret.expose().lines());
     let mut needles: Vec<&str> = lines.map(str::trim).filter(|line| line.len() >= SECRET_MIN).collect();
@@ -107,7 +110,7 @@ fn mask(line: &str, needles: &[&str]) -> String {
     )
 }
 
-/// At most [`LINE_MAX`] characters, with a mark where there were more.
+/// Cuts a line to [`LINE_MAX`] characters and marks the cut.
 fn cut(line: &str) -> String {
     match line.char_indices().nth(LINE_MAX) {
         Some((end, _)) => format!("{}{CUT_MARK}", line.get(..end).unwrap_or_default()),
@@ -115,8 +118,8 @@ fn cut(line: &str) -> String {
     }
 }
 
-/// Without terminal escapes and control characters, tabs as spaces. Comes before masking: an escape within a secret would
-/// hide it.
+/// Removes terminal escapes and control characters, and turns tabs into spaces. This is done before masking, because an
+/// escape within a secret would hide it.
 fn clean(line: &str) -> String {
     let mut shown = String::with_capacity(line.len());
     let mut chars = line.chars().peekable();
@@ -135,7 +138,7 @@ fn clean(line: &str) -> String {
     shown
 }
 
-/// `ESC [ … letter` (colours, cursor) or `ESC ] … BEL` (titles); any other escape is two characters.
+/// Skips an escape: `ESC [ … letter` (colours, cursor), `ESC ] … BEL` (titles), or any other, which has two characters.
 fn skip_escape(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) {
     match chars.next() {
         Some('[') => while chars.next().is_some_and(|c| !('\u{40}'..='\u{7e}').contains(&c)) {},

@@ -1,15 +1,13 @@
-//! Who this program is to a platform.
+//! The identity of this program towards the platforms.
 
 use crate::key::ManagerKey;
 use crate::model::ManagerId;
 
-/// Who we are.
+/// The manager as which this program registers.
 #[derive(Debug)]
 pub struct Manager {
-    /// `MANAGER__ID`.
     pub id: ManagerId,
-    /// `MANAGER__NAME`.
     pub name: String,
-    /// The key pair for secrets.
+    /// The key pair with which the platforms encrypt secrets for this manager.
     pub key: ManagerKey,
 }

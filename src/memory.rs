@@ -1,6 +1,6 @@
-//! What a pass remembers, and the one function that makes the next memory. Pure.
+//! What one pass remembers for the next, and the one function that computes it. Pure.
 //!
-//! Where it is kept is each orchestrator's own matter.
+//! Each orchestrator stores the memory in its own way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,46 +15,49 @@ use crate::restart_window::{self, Assessment, LoopRule, Reading, RestartWindow};
 /// What a pass remembers of one connector.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectorMemory {
-    /// Recent restarts; absent while there were none.
+    /// The recent restarts. `None` while there were none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub window: Option<RestartWindow>,
-    /// Held for a reboot loop with this hash: stays stopped until the hash changes or a stop is requested.
+    /// The hash with which it was stopped for a reboot loop. It stays stopped until the hash changes or a stop is
+    /// requested.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub held: Option<ConfigHash>,
-    /// A configuration whose workload could not be started, while an older one works.
+    /// The configuration whose workload could not be started while an older one works. `None` when there is none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub refused: Option<RefusedStart>,
-    /// Not listed any more, and kept by the prune guard: stays until it is listed again or its removal is allowed.
+    /// Whether the prune guard keeps it although it is not listed any more. It stays until it is listed again or the
+    /// operator allows its removal.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub spared: bool,
-    /// How far its log was delivered to a platform that appends. Absent for others.
+    /// How far its log was delivered to a platform that appends lines. `None` for a platform that replaces them.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub log: Option<LogCursor>,
 }
 
 impl ConnectorMemory {
-    /// Nothing worth writing.
+    /// Whether there is nothing to store.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.window.is_none() && self.held.is_none() && self.refused.is_none() && !self.spared && self.log.is_none()
     }
 }
 
-/// A workload that did not start in place of one that works. Each attempt interrupts the one that works, so that they
-/// become rarer.
+/// A configuration with which the workload did not start, so that the old one went on. Each attempt interrupts the old
+/// one, and therefore the attempts become rarer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedStart {
-    /// The configuration that was tried.
+    /// The hash of the configuration that was tried.
     pub hash: ConfigHash,
-    /// Attempts so far.
+    /// The number of attempts so far.
     pub times: u32,
-    /// The last one, Unix time in seconds.
+    /// The time of the last attempt, as Unix time in seconds.
     pub at: i64,
 }
 
 impl RefusedStart {
-    /// When to try this configuration again, Unix time in seconds: at once after the first attempt, for the engine may have
-    /// failed for reasons of its own; after 5 minutes then, and twice as long each time, an hour at most.
+    /// When to try this configuration again, as Unix time in seconds. The second attempt comes with the next pass,
+    /// because the engine may have failed for reasons of its own. The third comes 5 minutes later, and the wait doubles
+    /// each time up to an hour.
     #[must_use]
     pub fn next(&self) -> i64 {
         const FIRST_S: i64 = 300;
@@ -64,73 +67,73 @@ impl RefusedStart {
     }
 }
 
-/// What was registered with a platform, so that a change is seen.
+/// What the last registration sent. A pass registers again when one of these values has changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registration {
-    /// The platform's version at that time.
+    /// The platform's version at the time of the registration.
     pub version: String,
-    /// Fingerprint of the public key that was sent.
+    /// The fingerprint of the public key.
     pub key: String,
-    /// The name that was sent.
+    /// The name of this manager.
     pub name: String,
 }
 
-/// What one pass leaves for the next. Empty parts are not written.
+/// Everything that one pass remembers for the next. Empty parts are not stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// The last registration.
+    /// `None` when this manager was never registered.
     pub registration: Option<Registration>,
-    /// By connector.
+    /// What is remembered of each connector. Connectors of which nothing is remembered are absent.
     pub connectors: BTreeMap<ConnectorId, ConnectorMemory>,
-    /// Hashes of workloads that carry no hash label, by engine id: read once, so that later passes need not look again.
+    /// The hashes of workloads that carry no hash label, by engine id, so that later passes need not look at them
+    /// again.
     pub adopted: BTreeMap<String, ConfigHash>,
 }
 
-/// What became of a connector's steps when they were not all done.
+/// What it means for the memory that not all steps of a connector were done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Undone {
-    /// It is as it was: whatever the plan wanted remembered of it does not hold.
+pub(crate) enum Undone {
+    /// The connector is as it was, so that what the plan wanted remembered of it does not hold.
     AsBefore,
-    /// The same, and the workload with this configuration did not start in place of one that works.
+    /// The same, and a workload with this configuration did not start, so that the old one went on.
     RefusedStart(ConfigHash),
 }
 
-/// What the look after the steps says of a workload that they were for. Its counters may have begun anew.
+/// The counters of a workload that steps were for, as they are after the steps. They may have begun at zero again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LastLook {
-    /// What the counters belong to.
-    pub generation: String,
+pub(crate) struct LastLook {
+    /// What the counters belong to: a container's id or a pod's uid.
+    pub(crate) generation: String,
     pub(crate) created: Timestamp,
     pub(crate) vitals: Vitals,
 }
 
-/// Everything that a pass found out and that its successor has to know. It grows while the pass goes on; what is still empty
-/// changes nothing.
+/// What a pass has found out so far and the next one has to know. It grows while the pass goes on, and a part that is
+/// still empty leaves that part of the memory as it is.
 #[derive(Debug, Clone, Default)]
-pub struct Findings {
-    /// What is registered now.
-    pub registration: Option<Registration>,
+pub(crate) struct Findings {
+    pub(crate) registration: Option<Registration>,
     /// What the plan wants remembered once it is carried out.
-    pub planned: Option<BTreeMap<ConnectorId, ConnectorMemory>>,
-    /// Hashes of the workloads without a hash label that are there.
-    pub adopted: Option<BTreeMap<String, ConfigHash>>,
-    /// Engine ids of workloads that the plan takes away.
-    pub gone: BTreeSet<String>,
-    /// Connectors whose steps were not all done, or were rejected after the plan was made.
-    pub undone: BTreeMap<ConnectorId, Undone>,
-    /// Workloads that were looked at after the steps.
-    pub looks: BTreeMap<ConnectorId, LastLook>,
+    pub(crate) planned: Option<BTreeMap<ConnectorId, ConnectorMemory>>,
+    /// The hashes of the existing workloads that carry no hash label, by engine id.
+    pub(crate) adopted: Option<BTreeMap<String, ConfigHash>>,
+    /// The engine ids of the workloads that the plan removes.
+    pub(crate) gone: BTreeSet<String>,
+    /// The connectors whose steps were not all done, or that were rejected after the plan was made.
+    pub(crate) undone: BTreeMap<ConnectorId, Undone>,
+    /// The workloads that were looked at after the steps.
+    pub(crate) looks: BTreeMap<ConnectorId, LastLook>,
     /// How far logs were delivered in this pass.
-    pub delivered: BTreeMap<ConnectorId, LogCursor>,
+    pub(crate) delivered: BTreeMap<ConnectorId, LogCursor>,
 }
 
-/// What the next pass shall know, and the judgement on each workload of [`Findings::looks`].
+/// Computes the memory for the next pass, and the judgement on each workload of [`Findings::looks`].
 ///
-/// The order counts. What the plan wants holds only where its steps were done; the last look goes on from there, for a workload
-/// that was replaced has a counter that begins at zero while its history does not; and logs are delivered last, whatever
-/// became of the steps.
+/// The order of the three parts matters. First, what the plan wants holds only for connectors whose steps were done.
+/// Second, the last look continues from there, because the counter of a workload that was replaced begins at zero while
+/// its history does not. Third, how far logs were delivered holds whatever became of the steps.
 #[must_use]
-pub fn next(
+pub(crate) fn next(
     recalled: &Memory,
     findings: &Findings,
     rule: LoopRule,

@@ -19,16 +19,16 @@ pub const LABEL_MAX: usize = 63;
 /// Why a text is not the value it should be. Completes "… is not a valid identifier: ".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidValue {
-    /// Nothing there.
+    /// The text is empty.
     #[error("it is empty")]
     Empty,
-    /// Longer than a label value may be.
+    /// It is longer than a label value may be; the number of its characters.
     #[error("it has {0} characters, a label value has at most {LABEL_MAX}")]
     TooLong(usize),
-    /// A character that a hash does not have.
+    /// It has a character that no hash has.
     #[error("a hash has letters and digits only")]
     NotHash,
-    /// A character that a label value cannot hold.
+    /// It has a character that a label value cannot hold, or cannot begin or end with.
     #[error("only letters, digits, '-', '_' and '.' are allowed, and the first and last must be a letter or digit")]
     Character,
 }
@@ -61,7 +61,7 @@ macro_rules! label_type {
                 label_value(text).map(Self)
             }
 
-            /// The text.
+            /// The id as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -90,7 +90,8 @@ macro_rules! label_type {
 }
 
 label_type! {
-    /// `MANAGER__ID`: who owns a workload. Must never change, OpenCTI refuses a second one (contracts 1.2).
+    /// The id of this manager (`MANAGER__ID`), which marks the workloads that it owns. It must never change, because
+    /// OpenCTI refuses a second manager (contracts 1.2).
     ManagerId
 }
 label_type! {
@@ -114,7 +115,7 @@ impl ConfigHash {
         }
     }
 
-    /// The text.
+    /// The hash as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -156,9 +157,9 @@ pub fn short_hash(text: &str, digits: usize) -> String {
 pub struct WorkloadName(String);
 
 impl WorkloadName {
-    /// The daemon's rule, made valid: every character that is not an ASCII letter or digit becomes `-`, lower-cased,
-    /// outer dashes trimmed. What is then too long is cut, what is too short or empty is kept, and both get a short hash
-    /// of the connector id appended, so that two such names differ.
+    /// Makes a name by the daemon's rule: letters in lower case, `-` for every character that is not an ASCII letter or
+    /// digit, and no dashes at either end. Other than with the daemon, a name that is then too long or too short is cut
+    /// or kept, and gets a short hash of the connector id, so that it is valid and two such names differ.
     #[must_use]
     pub fn of(connector_name: &str, id: &ConnectorId) -> Self {
         let dashed: String = connector_name
@@ -175,14 +176,13 @@ impl WorkloadName {
         Self(format!("{kept}-{hash}"))
     }
 
-    /// The text.
+    /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name that a workload with this hash has until it is complete. It holds a `.`, so that no connector's own name
-    /// can be it.
+    /// The temporary name of a workload with this hash, until it is complete. It holds a `.`, which no final name does.
     #[must_use]
     pub fn staged(&self, hash: &ConfigHash) -> String {
         let hash: String = hash.as_str().chars().take(8).collect();
@@ -196,24 +196,24 @@ impl fmt::Display for WorkloadName {
     }
 }
 
-/// Ends the name of a workload that is not complete or could not yet take its name.
+/// The end of each temporary name, which a workload has until it is complete and its final name is free.
 pub const STAGED_SUFFIX: &str = ".xtm-next";
 
-/// Which product a connector belongs to. The value of the `opencti-platform` label.
+/// The product that a connector belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PlatformKind {
-    /// OpenCTI, over GraphQL.
+    /// OpenCTI, which speaks GraphQL.
     OpenCti,
-    /// OpenAEV, over REST.
+    /// OpenAEV, which speaks REST.
     OpenAev,
 }
 
 impl PlatformKind {
-    /// Every platform that there is, in the order in which reports name them.
+    /// Every platform, in the order of the lanes in reports.
     pub const ALL: [Self; 2] = [Self::OpenCti, Self::OpenAev];
 
-    /// Value of the `opencti-platform` label.
+    /// The value of the `opencti-platform` label, and the name of the lane in reports.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -222,7 +222,7 @@ impl PlatformKind {
         }
     }
 
-    /// The product's name as its users write it.
+    /// The product's name as people write it.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
@@ -231,7 +231,7 @@ impl PlatformKind {
         }
     }
 
-    /// What the names of this platform's own settings begin with.
+    /// The prefix of the variables that configure this platform's lane.
     #[must_use]
     pub fn prefix(self) -> &'static str {
         match self {
@@ -250,15 +250,15 @@ impl PlatformKind {
     }
 }
 
-/// What an operator can do about a fault, in words.
+/// What an operator can do about a fault, as a sentence.
 ///
-/// Both platforms have the same settings under prefixes of their own, and most faults can be either's. So the text names such a
-/// setting as `P__URL`, and only [`Cure::on`] gives the text that is shown.
+/// Both platforms have the same settings under prefixes of their own, and most faults can occur on both. So the text
+/// names such a setting as `P__URL`, and [`Cure::on`] puts the prefix of the platform there before the text is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cure(pub &'static str);
 
 impl Cure {
-    /// The text for a lane of this platform, with its own variables' names.
+    /// The text to show for a lane of this platform.
     #[must_use]
     pub fn on(self, platform: PlatformKind) -> String {
         self.0.replace("P__", platform.prefix())
@@ -269,9 +269,9 @@ impl Cure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Requested {
-    /// It should run.
+    /// The connector should run.
     Run,
-    /// It should not run.
+    /// The connector should not run.
     Stop,
 }
 
@@ -286,7 +286,7 @@ pub enum CurrentStatus {
 }
 
 impl CurrentStatus {
-    /// The platform's word.
+    /// The word that the platform uses for the status.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -299,39 +299,41 @@ impl CurrentStatus {
 /// One variable of a connector as the platform sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Variable {
-    /// Valid name of an environment variable.
+    /// A valid name of an environment variable.
     pub name: String,
-    /// Its value.
+    /// The value, as clear text or as an envelope.
     pub value: VariableValue,
 }
 
-/// A variable's value. Clear ones are kept as secrets too: older platforms send the token in clear (contracts 1.2).
+/// A variable's value. Clear values count as secrets too, because older platforms send the token in clear (contracts
+/// 1.2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VariableValue {
-    /// As it is.
+    /// The value itself, as clear text.
     Clear(Secret),
-    /// An envelope (contracts 2), base64.
+    /// An envelope (contracts 2) in base64.
     Encrypted(String),
 }
 
-/// One connector that should be managed: everything the platform says of it, checked.
+/// One connector that the platform lists, after everything that the platform says of it was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connector {
-    /// The platform's id.
+    /// The id that the platform gives it.
     pub id: ConnectorId,
-    /// The platform's name for it, as people see it.
+    /// The name that people see on the platform.
     pub title: String,
-    /// What its workload is called.
+    /// The name of its workload.
     pub name: WorkloadName,
-    /// Image reference as the platform sent it, without the configured registry.
+    /// The image reference as the platform sent it, without the configured registry.
     pub image: String,
-    /// When this differs from the workload's, the workload is out of date.
+    /// The hash of image and configuration. A workload with another hash is out of date.
     pub hash: ConfigHash,
-    /// Run or stop.
+    /// Whether the platform wants it to run.
     pub requested: Requested,
-    /// What the platform shows now; `None` for never reported or a word that is not ours.
+    /// The status that the platform shows now. `None` when none was ever reported or the platform's word for it is
+    /// unknown.
     pub shown: Option<CurrentStatus>,
-    /// In the platform's order.
+    /// Its variables in the platform's order.
     pub variables: Vec<Variable>,
 }
 
@@ -353,25 +355,25 @@ impl fmt::Display for Handle {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Made and never started.
+    /// Created and never started.
     Created,
-    /// Ended, or stopped.
+    /// Ended by itself or stopped, which Docker does not tell apart.
     Exited,
-    /// Told to run nothing; it did not end by itself.
+    /// Scaled to no instance, so that it did not end by itself.
     Stopped,
     /// Frozen by an operator.
     Paused,
-    /// Told to run nothing, and its last instance has not ended yet.
+    /// Scaled to no instance, while its last instance has not ended yet.
     Ending,
-    /// Told to run, and the orchestrator has not got it running (yet).
+    /// Told to run, but the orchestrator does not have it running (yet).
     Pending,
-    /// Between two attempts of the engine to keep it running.
+    /// Ended, and about to be started again by the engine.
     Restarting,
-    /// Running.
+    /// Its program runs.
     Running,
     /// Scaled by an operator to more than the one instance that may run.
     Multiplied,
-    /// The engine cannot run it any more, or is taking it away.
+    /// The engine cannot run it any more, or is removing it.
     Broken,
 }
 
@@ -383,71 +385,73 @@ impl Phase {
     }
 }
 
-/// What only a closer look at a workload tells.
+/// The counters of a workload, which only a closer look at it shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Vitals {
-    /// The engine's restart counter, which starts anew with `generation`.
+    /// The engine's restart counter, which begins at zero for each `generation`.
     pub restarts: u64,
-    /// What the counter belongs to, where that is not the workload itself: a pod's uid.
+    /// The uid of the pod that the counter belongs to. `None` where it belongs to the workload itself, as with a
+    /// container.
     pub generation: Option<String>,
-    /// Whether the engine waits longer and longer before it starts it again.
+    /// Whether the engine waits longer after each crash before it starts the workload again.
     pub backing_off: bool,
-    /// Start of the current run, or of the last one.
+    /// The start of the current run, or of the last one. `None` when it never ran.
     pub started_at: Option<Timestamp>,
 }
 
-/// How a workload becomes another one.
+/// How a workload gets another image or configuration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Change {
-    /// A new one takes its place, and names can be changed at any time: a container.
+    /// A new one takes its place, and either can be renamed at any time. This is so for a container.
     #[default]
     Replaced,
-    /// It is changed where it is, and keeps its name: a Deployment.
+    /// It is changed in place and keeps its name. This is so for a Deployment.
     InPlace,
-    /// It has to go before the new one can come: a Deployment that selects its pods by other labels.
+    /// It has to be deleted before the new one can exist. This is so for a Deployment that selects its pods by other
+    /// labels.
     Recreated,
 }
 
 /// One workload that is ours, as the orchestrator shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
-    /// The engine's id.
+    /// The engine's id of it.
     pub handle: Handle,
-    /// Its name now.
+    /// Its name on the orchestrator now, which may be a temporary one.
     pub name: String,
-    /// Whose it is.
+    /// The connector that it runs.
     pub connector: ConnectorId,
-    /// `None`: made by an older daemon, which set no platform label.
+    /// `None` when an older daemon made it, which set no platform label.
     pub platform: Option<PlatformKind>,
-    /// `None`: it carries none that can be read, so it counts as out of date.
+    /// `None` when it carries no hash that can be read. Then it counts as out of date.
     pub hash: Option<ConfigHash>,
-    /// What it is doing.
+    /// What it is doing now.
     pub phase: Phase,
     /// When the engine made it.
     pub created: Timestamp,
-    /// For workloads that are up.
+    /// Its counters. `None` for a workload that is down and got no closer look.
     pub vitals: Option<Vitals>,
-    /// How it becomes another one.
+    /// How it gets another image or configuration.
     pub change: Change,
-    /// What is wrong with it.
+    /// What is wrong with it and is no step's to repair.
     pub troubles: Vec<Trouble>,
 }
 
 impl Workload {
-    /// Whether it is a workload that was being made when a pass was cut off, or could not take its name yet.
+    /// Whether it has a temporary name: a pass was cut off while making it, or its final name was not free yet.
     #[must_use]
     pub fn is_staged(&self) -> bool {
         self.name.ends_with(STAGED_SUFFIX)
     }
 }
 
-/// What an orchestrator holds. Only a complete listing becomes one: a failed listing is an error.
+/// The workloads on an orchestrator. It is made only from a complete listing; a listing that fails is an error instead.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// Ours, of this manager and platform.
+    /// The workloads of this manager and platform.
     pub workloads: Vec<Workload>,
-    /// Names that somebody else's workloads have, with whose they are, in words.
+    /// The names that other workloads have, each with a description of the owner.
     pub foreign: BTreeMap<String, String>,
-    /// Connectors with a workload that could not be looked at closely, and why: nothing is decided about these.
+    /// Connectors with a workload that could not be looked at closely, and why. The plan decides nothing about them.
     pub failed: BTreeMap<ConnectorId, String>,
 }

@@ -1,6 +1,6 @@
-//! Where connectors run: lock, observe, carry out steps, logs, memory. What every orchestrator offers, and how it fails.
+//! What every orchestrator offers (lock, observation, steps, logs, memory) and how it fails.
 //!
-//! What only one of them knows (its words, its cures, its variables) stands in its own folder.
+//! What only one orchestrator knows (its messages, its cures, its variables) is in the folder of that orchestrator.
 
 pub mod docker;
 pub mod kubernetes;
@@ -8,6 +8,7 @@ mod versioned;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -23,17 +24,20 @@ use crate::render::Spec;
 use crate::secret::Secret;
 use crate::stop::Stop;
 
-/// Where connectors run.
+/// Longest wait for one log: an engine may begin a stream and never end it.
+pub(crate) const LOG_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The orchestrator on which the connectors of a lane run, and how to reach it.
 #[derive(Debug)]
 pub enum OrchestratorSettings {
-    /// One Docker engine.
+    /// The connectors run as containers of one Docker engine.
     Docker(Box<docker::DockerSettings>),
-    /// One namespace of a cluster.
+    /// The connectors run as Deployments in one namespace of a cluster.
     Kubernetes(Box<kubernetes::KubernetesSettings>),
 }
 
 impl OrchestratorSettings {
-    /// Where it is, as far as the configuration tells.
+    /// The address of the orchestrator for messages, as far as the configuration names it. Nothing is connected for it.
     #[must_use]
     pub fn place(&self) -> String {
         match self {
@@ -43,28 +47,29 @@ impl OrchestratorSettings {
     }
 }
 
-/// Whose lock, record and workloads a connection is about. Everything else on the same engine or in the same namespace is foreign
-/// to it, also what the same manager runs for the other platform.
+/// The manager and the platform for which a connection works. It touches only the lock, the record and the workloads of
+/// these two. Everything else on the same engine or in the same namespace is foreign to it, including what the same
+/// manager runs for the other platform.
 #[derive(Debug, Clone)]
-pub struct Owner {
-    /// `MANAGER__ID`.
-    pub manager: ManagerId,
-    /// The platform of the lane.
-    pub platform: PlatformKind,
+pub(crate) struct Owner {
+    pub(crate) manager: ManagerId,
+    pub(crate) platform: PlatformKind,
 }
 
-/// Where connectors run.
-pub trait Orchestrator: Send + Sync + 'static {
-    /// The lock, held; given back with [`Orchestrator::unlock`].
+/// A connection to one orchestrator, for one manager and one platform.
+///
+/// Everything that writes takes a [`Permit`], so that `plan` and `check` cannot write by mistake.
+pub(crate) trait Orchestrator: Send + Sync + 'static {
+    /// Proof that the lock is held. [`Orchestrator::unlock`] releases it.
     type Lock: Send;
 
-    /// Where it is, for messages.
+    /// The address of the orchestrator, for messages.
     fn place(&self) -> String;
 
-    /// What it is, and its version.
+    /// The product and its version, for the report.
     fn description(&self) -> &str;
 
-    /// Takes the lock of this manager for `ttl`; an expired one is taken over.
+    /// Takes the lock of this manager and platform for `ttl`. Takes it over from a pass whose lock has expired.
     fn lock(
         &self,
         permit: Permit,
@@ -72,47 +77,50 @@ pub trait Orchestrator: Send + Sync + 'static {
         ttl: Duration,
     ) -> impl Future<Output = Result<Self::Lock, OrchestratorError>> + Send;
 
-    /// Gives the lock back.
+    /// Releases the lock, so that the next pass need not wait until it expires.
     fn unlock(&self, permit: Permit, lock: Self::Lock) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
 
-    /// What the last pass left with the manager. Parts that cannot be read are empty and named in the notices. What it left
-    /// with the workloads comes with [`Orchestrator::observe`].
+    /// Reads what the last pass stored for the manager. Parts that cannot be read are empty and named in the notices.
+    /// What the last pass stored on the workloads themselves comes with [`Orchestrator::observe`].
     fn recall(&self) -> impl Future<Output = Result<Recalled, OrchestratorError>> + Send;
 
-    /// Everything there is. Any failure of the listing is an error, never "nothing there".
+    /// Lists all workloads, and looks closely at those that `desired` and `memory` make interesting. A failure of the
+    /// listing is an error and never an empty list, for an empty list would lead to deployments of what runs already.
     fn observe(
         &self,
         desired: &Desired,
         memory: &Memory,
     ) -> impl Future<Output = Result<Observation, OrchestratorError>> + Send;
 
-    /// Carries out one step. When the pass has to stop within it, it ends early where nothing is lost by that, and fails.
+    /// Carries out one step, and returns the workload after it (`None` when there is none). When the pass has to
+    /// stop meanwhile, the step ends early and fails, but only at a point where nothing is lost by that.
     fn execute(
         &self,
         permit: Permit,
         step: &Step,
         context: StepContext<'_>,
-    ) -> impl Future<Output = Result<Executed, StepError>> + Send;
+    ) -> impl Future<Output = Result<Option<Handle>, StepError>> + Send;
 
-    /// A closer look at one workload; `None` when it is gone.
+    /// Reads the current state of one workload. `None` means that the workload is gone.
     fn look(&self, handle: &Handle) -> impl Future<Output = Result<Option<Look>, OrchestratorError>> + Send;
 
-    /// A part of a workload's log, with the secrets masked.
+    /// Reads a part of a workload's log and masks the secrets in it.
     fn logs(
         &self,
         handle: &Handle,
         request: &LogRequest<'_>,
     ) -> impl Future<Output = Result<LogRead, OrchestratorError>> + Send;
 
-    /// Puts right what belongs to no single connector, where the observation shows that it is needed.
+    /// Repairs what belongs to no single connector, such as a pull secret, where the observation shows that it is
+    /// needed.
     fn mend(
         &self,
         permit: Permit,
         observation: &Observation,
     ) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
 
-    /// Replaces what is remembered: `before` by `memory`. `None`: what is there cannot be relied on. Safe against being
-    /// killed at any point.
+    /// Replaces the stored memory `before` by `memory`, and writes only what differs. `None` means that what is stored
+    /// cannot be relied on, so that everything is written. The pass may be killed at any point of it.
     fn remember(
         &self,
         permit: Permit,
@@ -120,165 +128,141 @@ pub trait Orchestrator: Send + Sync + 'static {
         memory: &Memory,
     ) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
 
-    /// Each permission that a pass needs, and whether it has it, in words. Empty where there is no such thing to ask.
+    /// Lists each permission that a pass needs, and whether it is granted, for `check`. Empty where the orchestrator
+    /// has no permissions to ask for.
     fn permissions(&self) -> impl Future<Output = Result<Vec<Permission>, OrchestratorError>> + Send;
 }
 
-/// What carrying out a step takes beside the step.
+/// What an orchestrator needs to carry out a step, beside the step itself.
 #[derive(Debug, Clone, Copy)]
-pub struct StepContext<'a> {
-    /// Comes with the steps that make a workload.
-    pub spec: Option<&'a Spec>,
+pub(crate) struct StepContext<'a> {
+    /// `None` for the steps that make no workload.
+    pub(crate) spec: Option<&'a Spec>,
     pub(crate) stop: &'a Stop,
-    /// Wanted of the workload that the step takes away, before it is gone for good.
-    pub(crate) last_log: Option<&'a LogRequest<'a>>,
+    /// The log to read of the workload that the step removes, before it is gone. `None` when nobody wants it.
+    pub(crate) last_log: Option<&'a LastLog<'a>>,
 }
 
-/// What a step left.
+/// The last log of a workload that a step removes. It is kept even when the rest of the step fails.
 #[derive(Debug)]
-pub struct Executed {
-    /// The workload that is there afterwards, if any.
-    pub handle: Option<Handle>,
-    /// The last log of the workload that is gone, where it was wanted.
-    pub(crate) last_log: Option<Result<LogRead, OrchestratorError>>,
+pub(crate) struct LastLog<'a> {
+    request: LogRequest<'a>,
+    read: OnceLock<Result<LogRead, OrchestratorError>>,
 }
 
-impl Executed {
-    /// A step that left this workload, and no log.
+impl<'a> LastLog<'a> {
+    /// A log that has not been read yet.
     #[must_use]
-    pub fn leaving(handle: Handle) -> Self {
-        Self { handle: Some(handle), last_log: None }
+    pub(crate) fn new(request: LogRequest<'a>) -> Self {
+        Self { request, read: OnceLock::new() }
     }
 
-    /// A step after which there is no workload.
+    /// Reads the log. Gives up when it does not come in time, because the step must not wait for it.
+    pub(crate) async fn read<O: Orchestrator>(&self, orchestrator: &O, handle: &Handle) {
+        let reading = tokio::time::timeout(LOG_TIMEOUT, orchestrator.logs(handle, &self.request));
+        let read = reading.await.unwrap_or_else(|_| {
+            Err(OrchestratorError::Refused {
+                what: format!("reading the last log of {handle}"),
+                place: orchestrator.place(),
+                why: format!("it did not come within {} s", LOG_TIMEOUT.as_secs()),
+                cure: Cure("see what keeps the engine, or the node, from giving it; its last lines are lost"),
+            })
+        });
+        // A step reads its log only once, so the cell is still empty.
+        drop(self.read.set(read));
+    }
+
+    /// What was read. `None` when the step did not get that far.
     #[must_use]
-    pub fn leaving_nothing() -> Self {
-        Self { handle: None, last_log: None }
+    pub(crate) fn into_read(self) -> Option<Result<LogRead, OrchestratorError>> {
+        self.read.into_inner()
     }
 }
 
-/// Which part of a log is wanted, and what must not be shown of it.
+/// The part of a log that is wanted, and the secrets to mask in it.
 #[derive(Debug, Clone)]
-pub struct LogRequest<'a> {
+pub(crate) struct LogRequest<'a> {
     pub(crate) part: LogPart<'a>,
     pub(crate) secrets: &'a [Secret],
 }
 
-/// A part of a log, fit to be shown.
+/// A part of a log as the platform may show it: printable, bounded and without secrets.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct LogRead {
+pub(crate) struct LogRead {
     pub(crate) lines: Vec<String>,
-    /// Where the next delivery begins; `None` where that was not asked for, or where nothing was ever written.
+    /// Where the next delivery begins. `None` when the request did not ask for that, or when the log is still empty.
     pub(crate) cursor: Option<LogCursor>,
 }
 
-/// Something that a pass has to be allowed to do.
+/// One thing that a pass has to be allowed to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Permission {
-    /// What, in words.
-    pub what: String,
-    /// Whether it is granted.
-    pub granted: bool,
+pub(crate) struct Permission {
+    /// What is to be allowed, as the table of `check` shows it.
+    pub(crate) what: String,
+    pub(crate) granted: bool,
 }
 
-/// What was remembered.
+/// The memory that [`Orchestrator::recall`] reads.
 #[derive(Debug, Default)]
-pub struct Recalled {
-    /// What could be read.
-    pub memory: Memory,
-    /// What could not, in words.
-    pub notices: Vec<String>,
-    /// Whether it has to be written anew even if it stays the same: a part cannot be read, or there are several records.
-    pub stale: bool,
+pub(crate) struct Recalled {
+    pub(crate) memory: Memory,
+    /// One sentence for each part that cannot be read and therefore counts as empty.
+    pub(crate) notices: Vec<String>,
+    /// Whether the memory has to be written again even if it does not change, because a part of it cannot be read,
+    /// because there are several records, or because an earlier version wrote it under another name.
+    pub(crate) stale: bool,
+    /// The error to end with while a pass of an earlier version is at work, whose lock has another name. `plan` and
+    /// `check` ignore it, because they change nothing.
+    pub(crate) locked: Option<OrchestratorError>,
 }
 
-/// What is there.
+/// Everything that [`Orchestrator::observe`] finds.
 #[derive(Debug, Default)]
-pub struct Observation {
-    /// For the planner.
-    pub observed: Observed,
-    /// What an earlier pass left with the workloads, where the orchestrator keeps it there.
-    pub remembered: BTreeMap<ConnectorId, ConnectorMemory>,
-    /// What of that could not be read, in words.
-    pub notices: Vec<String>,
-    /// Hashes of workloads without a hash label, to be remembered.
-    pub adopted: BTreeMap<String, crate::model::ConfigHash>,
-    /// Environments of the workloads that were looked at: where secrets for masking are at hand.
-    pub environments: BTreeMap<Handle, Vec<(String, Secret)>>,
+pub(crate) struct Observation {
+    /// The workloads, as the planner needs them.
+    pub(crate) observed: Observed,
+    /// What an earlier pass stored on the workloads themselves. Empty where the orchestrator stores it elsewhere.
+    pub(crate) remembered: BTreeMap<ConnectorId, ConnectorMemory>,
+    /// One sentence for each part of `remembered` that cannot be read.
+    pub(crate) notices: Vec<String>,
+    /// Hashes of workloads that carry no hash label, by engine id. The pass remembers them, so that it reads them only
+    /// once.
+    pub(crate) adopted: BTreeMap<String, crate::model::ConfigHash>,
+    /// Environments of the workloads that got a closer look. They hold the secrets to mask in the logs.
+    pub(crate) environments: BTreeMap<Handle, Vec<(String, Secret)>>,
 }
 
-/// A closer look at one workload.
+/// The current state of one workload, as only a closer look at it shows it.
 #[derive(Debug)]
-pub struct Look {
-    /// What it is doing.
-    pub phase: Phase,
-    /// When it was made.
-    pub created: Timestamp,
-    /// Its counters.
-    pub vitals: Vitals,
-    /// Its environment.
-    pub environment: Vec<(String, Secret)>,
-    /// What is wrong with it.
-    pub troubles: Vec<Trouble>,
+pub(crate) struct Look {
+    pub(crate) phase: Phase,
+    pub(crate) created: Timestamp,
+    pub(crate) vitals: Vitals,
+    pub(crate) environment: Vec<(String, Secret)>,
+    pub(crate) troubles: Vec<Trouble>,
 }
 
-/// Why an orchestrator could not be used. `cure` is what the operator can do about it.
+/// Why an orchestrator cannot be used. `place` is its address, `why` are its own words (or those of the client
+/// library), and `cure` is what the operator can do about it.
 #[derive(Debug, thiserror::Error)]
-pub enum OrchestratorError {
-    /// Not there.
+pub(crate) enum OrchestratorError {
     #[error("{place} cannot be reached: {why}")]
-    Unreachable {
-        /// Which.
-        place: String,
-        /// The transport's words.
-        why: String,
-        /// What to do.
-        cure: Cure,
-    },
-    /// Accepts no version of the API that this program speaks.
+    Unreachable { place: String, why: String, cure: Cure },
     #[error("{place} accepts none of the API versions that this program speaks: {why}")]
-    Version {
-        /// Which.
-        place: String,
-        /// Its words.
-        why: String,
-        /// What to do.
-        cure: Cure,
-    },
+    Version { place: String, why: String, cure: Cure },
     /// Another pass holds the lock.
     #[error(
         "another pass holds the lock of this manager and platform on {place}: {holder}, since {since}, at most until {until}"
     )]
-    Locked {
-        /// Where.
-        place: String,
-        /// Who.
-        holder: String,
-        /// Since when.
-        since: String,
-        /// When it expires.
-        until: String,
-        /// What to do.
-        cure: Cure,
-    },
-    /// It refused something.
+    Locked { place: String, holder: String, since: String, until: String, cure: Cure },
+    /// The orchestrator answers a request, and the answer is no. `what` says what the request was for.
     #[error("{what} on {place}: {why}")]
-    Refused {
-        /// What was asked.
-        what: String,
-        /// Whom.
-        place: String,
-        /// Its words.
-        why: String,
-        /// What to do.
-        cure: Cure,
-    },
+    Refused { what: String, place: String, why: String, cure: Cure },
 }
 
 impl OrchestratorError {
-    /// What the operator can do about it.
     #[must_use]
-    pub fn cure(&self) -> Cure {
+    pub(crate) fn cure(&self) -> Cure {
         match self {
             Self::Unreachable { cure, .. }
             | Self::Version { cure, .. }
@@ -288,98 +272,51 @@ impl OrchestratorError {
     }
 }
 
-/// Why a step failed, and what is there now.
+/// Why a step failed. `why` are the words of the orchestrator or the registry, and `cure` is what the operator can do
+/// about it.
 #[derive(Debug, thiserror::Error)]
-pub enum StepError {
-    /// Pulling failed.
+pub(crate) enum StepError {
     #[error("the image {image} cannot be pulled: {why}")]
-    Pull {
-        /// Which.
-        image: String,
-        /// The registry's words.
-        why: String,
-        /// What to do.
-        cure: Cure,
-    },
-    /// The image is not there and must not be pulled.
+    Pull { image: String, why: String, cure: Cure },
     #[error("the image {image} is not on the engine, and the pull policy is Never")]
-    NoImage {
-        /// Which.
-        image: String,
-        /// What to do.
-        cure: Cure,
-    },
-    /// A request that is part of the step failed.
+    NoImage { image: String, cure: Cure },
     #[error(transparent)]
     Request(#[from] OrchestratorError),
-    /// Its name belongs to something that is not this connector's. Whatever the plan knew, it is a rejection by name.
+    /// Somebody else took the name after the pass looked. The report shows it as a rejection, as the next plan will.
     #[error("the name {name} is taken by {owner}")]
-    NameTaken {
-        /// The workload's name.
-        name: String,
-        /// Whose it is, in words.
-        owner: String,
-    },
-    /// The old workload does not end, and two must never run at once.
+    NameTaken { name: String, owner: String },
+    /// The old workload does not end. The step fails because two instances of a connector must never run at once.
     #[error("{what} after {waited_s} s")]
-    StillRunning {
-        /// What still runs.
-        what: String,
-        /// How long it was waited for.
-        waited_s: u64,
-    },
-    /// A part of the step was refused.
+    StillRunning { what: String, waited_s: u64 },
+    /// The orchestrator refuses a part of the step, which `what` names.
     #[error("{what}: {why}")]
-    Refused {
-        /// Which part.
-        what: String,
-        /// The orchestrator's words.
-        why: String,
-        /// What to do.
-        cure: Cure,
-    },
-    /// A workload was made and does not start.
+    Refused { what: String, why: String, cure: Cure },
+    /// The workload was created and cannot be started. `what` is the orchestrator's word for a workload.
     #[error("{what} cannot be started: {why}")]
-    WontStart {
-        /// The workload, in the orchestrator's word for it.
-        what: &'static str,
-        /// The orchestrator's words.
-        why: String,
-        /// What to do.
-        cure: Cure,
-    },
-    /// A refresh failed and the old workload runs again.
+    WontStart { what: &'static str, why: String, cure: Cure },
+    /// A refresh failed, and the old workload is as it was before.
     #[error("{cause}; the old one was kept")]
-    RolledBack {
-        /// What failed.
-        cause: Box<StepError>,
-    },
-    /// A refresh failed and so did going back.
+    RolledBack { cause: Box<StepError> },
+    /// A refresh failed, and so did the attempt to bring the old workload back.
     #[error("{cause}; going back failed as well: {rollback}; the next pass repairs it")]
-    RollbackFailed {
-        /// What failed.
-        cause: Box<StepError>,
-        /// What failed then.
-        rollback: Box<StepError>,
-    },
-    /// The pass had to stop before the step was through; nothing was changed.
+    RollbackFailed { cause: Box<StepError>, rollback: Box<StepError> },
+    /// The pass had to stop before the step changed anything.
     #[error("not done: {0}")]
     Stopped(&'static str),
-    /// The step needs a spec and has none, or the task was lost: a fault of this program.
+    /// A fault of this program: the step needs a spec and has none, or its task was lost.
     #[error("internal fault: {0}")]
     Internal(String),
 }
 
 impl StepError {
-    /// Whether a new workload did not start, and the old one was interrupted for it.
+    /// Whether the old workload was interrupted for a new one that then did not start.
     #[must_use]
-    pub fn is_refused_start(&self) -> bool {
+    pub(crate) fn is_refused_start(&self) -> bool {
         matches!(self, Self::RolledBack { cause } if matches!(**cause, Self::WontStart { .. }))
     }
 
-    /// What the operator can do about it.
     #[must_use]
-    pub fn cure(&self) -> Cure {
+    pub(crate) fn cure(&self) -> Cure {
         match self {
             Self::Pull { cure, .. }
             | Self::NoImage { cure, .. }

@@ -1,6 +1,6 @@
-//! One pass: a lane for each platform, side by side, and one report.
+//! Makes one pass: runs a lane for each platform, side by side, and makes one report of them.
 //!
-//! Lanes share what stands in [`Pass`] and nothing else, so that whatever happens in one changes nothing in the other.
+//! Lanes share only what is in `Pass`, so that whatever happens in one lane changes nothing in the other.
 
 pub mod lane;
 
@@ -19,33 +19,33 @@ use crate::report::Report;
 use crate::stop::Stop;
 use lane::LaneSettings;
 
-/// Bounds of a pass.
+/// The bounds of a pass.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// After this, nothing new starts.
+    /// After this time, nothing new starts.
     pub deadline: Duration,
-    /// Connectors that are worked on at the same time, in all lanes together.
-    pub concurrency: usize,
-    /// Log lines per connector.
-    pub logs_tail: u32,
+    /// How many connectors are worked on at the same time, in all lanes together.
+    pub(crate) concurrency: usize,
+    /// How many log lines are sent for each connector; 0 sends none.
+    pub(crate) logs_tail: u32,
 }
 
-/// What to do in one pass.
+/// What a pass does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Command {
+pub(crate) enum Command {
     /// Registers, reconciles and publishes. Takes the locks, and writes to both sides.
     Run,
-    /// Does all that `Run` does before it applies anything, without a lock and without a write anywhere.
+    /// Does what `Run` does up to the plan, without the lock and without a write anywhere.
     Plan {
-        /// Exit with 2 when there are steps.
+        /// Whether the exit code is 2 when the plan has steps.
         detailed_exitcode: bool,
     },
 }
 
 impl Command {
-    /// The command's word.
+    /// The name of the command in reports and logs.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Run => "run",
             Self::Plan { .. } => "plan",
@@ -61,22 +61,22 @@ impl Command {
 }
 
 /// What the lanes of a pass share.
-pub struct Pass {
-    /// Tells this pass from others, in its log, its locks and its report.
+pub(crate) struct Pass {
+    /// Identifies this pass in its log, its locks and its report.
     id: String,
     command: Command,
     manager: Arc<Manager>,
     limits: Limits,
-    /// How many connectors each lane works on at the same time: its part of the bound for all. A lane that waits for a slow
-    /// engine can so never take the places of the other.
+    /// How many connectors each lane works on at the same time. Each lane has its own share of the bound, so that a
+    /// lane that waits for a slow engine does not take the places of the other.
     concurrency: usize,
     stop: Stop,
     progress: Arc<Progress>,
     decryptors: Decryptors,
 }
 
-/// Makes one pass, and tells all about it.
-pub async fn pass(
+/// Makes one pass and returns its report.
+pub(crate) async fn pass(
     manager: Manager,
     limits: Limits,
     lanes: Vec<LaneSettings>,
@@ -90,7 +90,7 @@ pub async fn pass(
         command,
         manager: Arc::new(manager),
         limits,
-        concurrency: limits.concurrency.div_ceil(lanes.len().max(1)),
+        concurrency: (limits.concurrency / lanes.len().max(1)).max(1),
         stop: stop.clone(),
         progress,
         decryptors: Decryptors::new(),
@@ -108,7 +108,7 @@ pub async fn pass(
 }
 
 impl Pass {
-    /// The code for a plan with steps, when the command wants one.
+    /// The exit code for a plan with steps. `None` when steps do not change the exit code.
     fn pending_code(&self) -> Option<u8> {
         match self.command {
             Command::Plan { detailed_exitcode: true } => Some(exit::CHANGES_PENDING),

@@ -1,4 +1,5 @@
-//! What to do: `plan(desired, observed, memory, policy, now) -> Plan`. Pure, and the same for every order of its input.
+//! Decides what to do: `plan(desired, observed, memory, policy, now) -> Plan`. Pure, and the same for every order of
+//! its input.
 
 mod decide;
 mod keeper;
@@ -17,149 +18,152 @@ use crate::restart_window::{Assessment, LoopRule};
 
 pub use prune::PruneRefusal;
 
-/// What the operator configured that decides between steps.
+/// The part of the configuration that the decisions depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// When restarts make a reboot loop.
+    /// When restarts count as a reboot loop.
     pub loop_rule: LoopRule,
     /// What a reboot loop leads to.
     pub loop_action: LoopAction,
-    /// The prune guard's limits.
+    /// The limits of the prune guard.
     pub prune: PrunePolicy,
 }
 
 /// What to do with a workload in a reboot loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoopAction {
-    /// Say so on the platform and in the report.
+    /// Report it on the platform and in the report.
     Report,
-    /// Also stop and hold it until its hash changes or it is stopped and started again.
+    /// Also stop it, and hold it until its hash changes or somebody stops and starts it on the platform.
     Stop,
 }
 
-/// When removals are refused.
+/// When the prune guard refuses removals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrunePolicy {
-    /// The operator allowed this pass to remove whatever is not listed.
+    /// Whether the operator allows this pass to remove everything that is not listed.
     pub allow: bool,
-    /// Largest share of three or more owned connectors that one pass may remove, in percent.
+    /// The largest share of the owned connectors that one pass may remove, in percent. It counts from three connectors
+    /// on.
     pub max_percent: u8,
 }
 
 /// Everything that one pass will do, and why it does nothing where it does nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Removals first, then by connector id; several of one connector stand in the order in which they are done.
+    /// The removals first, then the other decisions by connector id. Several entries of one connector are in the order
+    /// in which they are carried out.
     pub entries: Vec<Entry>,
-    /// Set when the prune guard refused removals.
+    /// Why the prune guard refuses removals. `None` when it does not.
     pub refusal: Option<PruneRefusal>,
-    /// The judgement on each workload that is up.
+    /// The judgement on the restarts of each workload that is up.
     pub assessments: BTreeMap<ConnectorId, Assessment>,
-    /// The workload of each listed connector that stays, where there is one.
+    /// For each listed connector, the workload that stays, if it has one.
     pub kept: BTreeMap<ConnectorId, Handle>,
-    /// What to remember once the plan is done.
+    /// What to remember once the plan is carried out.
     pub memory: Memory,
 }
 
 /// One decision about one connector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
-    /// Whose.
+    /// The connector that the decision is about.
     pub connector: ConnectorId,
-    /// Its display name, or the workload's name when it is not listed any more.
+    /// The connector's display name, or the name of the workload when the connector is not listed any more.
     pub title: String,
-    /// What was decided.
+    /// What to do about it.
     #[serde(flatten)]
     pub decision: Decision,
 }
 
-/// A step, or the reason for none.
+/// Either a step or the reason why there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Decision {
-    /// Something to do.
+    /// There is something to do.
     Step(Step),
-    /// Nothing to do.
+    /// There is nothing to do.
     Skip(Skip),
     /// Something is wrong with this connector.
     Reject(Rejection),
 }
 
-/// One change to the orchestrator. Names are complete: carrying a step out decides nothing.
+/// One change to the orchestrator. A step names everything that it needs, so that nothing is decided while it is
+/// carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Step {
     /// Create and start a workload.
     Deploy {
-        /// The name it gets once complete.
+        /// The name that the workload gets once it is complete.
         name: String,
     },
     /// Replace a workload by one with the wanted image and configuration.
     Refresh {
-        /// The one to replace.
+        /// The workload to replace.
         old: Handle,
-        /// Its name.
+        /// The name that it has now.
         old_name: String,
-        /// Whether it is up, or ended by itself as far as the platform knows (a pass that was killed may have stopped it):
-        /// then it runs again should there be no new one.
+        /// Whether the old workload runs again when there is no new one. True when it is up, and when it is down
+        /// although the platform shows it as started, because a pass that was killed may have stopped it.
         old_up: bool,
-        /// The name that the new one gets once complete.
+        /// The name that the new workload gets once it is complete.
         name: String,
-        /// Whether the new one is started.
+        /// Whether the new workload is started.
         start: bool,
-        /// Why.
+        /// Why the workload is replaced.
         reason: RefreshReason,
     },
-    /// Take a workload away and make it anew, because it cannot be changed to what it should be.
+    /// Delete a workload and make it anew, because it cannot be changed in place to what it should be.
     Recreate {
-        /// The one that goes.
+        /// The workload to delete.
         old: Handle,
-        /// Its name.
+        /// The name that it has now.
         old_name: String,
-        /// The name of the new one.
+        /// The name of the new workload.
         name: String,
-        /// Whether the new one is started.
+        /// Whether the new workload is started.
         start: bool,
-        /// Why it should be another.
+        /// Why the workload has to change.
         reason: RefreshReason,
-        /// Why it cannot be changed.
+        /// Why it cannot be changed in place.
         obstacle: Obstacle,
     },
-    /// Give a workload its right name; it goes on running.
+    /// Give a workload its right name while it goes on running.
     Rename {
-        /// Which.
+        /// The workload to rename.
         handle: Handle,
-        /// Its name now.
+        /// The name that it has now.
         from: String,
-        /// Its name then.
+        /// The name that it gets.
         to: String,
     },
     /// Start a workload that exists.
     Start {
-        /// Which.
+        /// The workload to start.
         handle: Handle,
-        /// Why.
+        /// Why it is started.
         reason: StartReason,
     },
     /// Stop a workload and keep it.
     Stop {
-        /// Which.
+        /// The workload to stop.
         handle: Handle,
     },
-    /// Take a workload away.
+    /// Delete a workload.
     Remove {
-        /// Which.
+        /// The workload to delete.
         handle: Handle,
-        /// Its name.
+        /// The name that it has now.
         name: String,
-        /// Why.
+        /// Why it is deleted.
         reason: RemoveReason,
     },
     /// Stop a workload in a reboot loop, and keep it stopped.
     Hold {
-        /// Which.
+        /// The workload to stop.
         handle: Handle,
-        /// Restarts over its life.
+        /// The number of restarts over the workload's life.
         restarts: u64,
     },
 }
@@ -168,24 +172,24 @@ pub enum Step {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum RefreshReason {
-    /// The platform's hash is another one.
+    /// The platform's hash differs from that of the workload.
     HashChanged {
-        /// The workload's, where it has one that can be read.
+        /// The hash of the workload. `None` when it has none that can be read.
         from: Option<ConfigHash>,
-        /// The platform's.
+        /// The hash that the platform sent.
         to: ConfigHash,
     },
-    /// The engine cannot run it any more.
+    /// The orchestrator cannot run the workload any more.
     Broken,
 }
 
-/// Why a workload cannot be changed where it is.
+/// Why a workload cannot be changed in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Obstacle {
-    /// It selects its pods by labels that are not ours, and a selector can never change.
+    /// It selects its pods by other labels than ours, and the selector of a Deployment can never change.
     Selector,
-    /// It has another name, and a name can never change.
+    /// It has another name, and the name of a Deployment can never change.
     Name,
 }
 
@@ -195,52 +199,52 @@ pub enum Obstacle {
 pub enum StartReason {
     /// The platform wants it to run.
     Requested,
-    /// It ran, and ended by itself.
+    /// It ended by itself although it should run.
     Ended,
-    /// It is paused.
+    /// Somebody paused it.
     Paused,
-    /// It was scaled to several instances.
+    /// Somebody scaled it to several instances, and only one may run.
     Multiplied,
 }
 
-/// Why a workload goes.
+/// Why a workload is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RemoveReason {
-    /// Its connector is not in the platform's list any more.
+    /// The platform does not list its connector any more.
     NotListed,
     /// Another workload of the same connector stays.
     Duplicate,
-    /// An earlier pass was cut off before it was complete.
+    /// An earlier pass was cut off before the workload was complete.
     Incomplete,
 }
 
-/// Why nothing is done.
+/// Why nothing is done about a connector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Skip {
-    /// It runs as wanted.
+    /// It runs, as it should.
     Running,
-    /// It should run, and the orchestrator is about to run it, or tries to.
+    /// It should run, and the orchestrator is trying to run it.
     Pending,
-    /// It exists and is stopped, as wanted.
+    /// It exists and is stopped, as it should be.
     Stopped,
-    /// It is not wanted and does not exist: it is deployed when first started.
+    /// It should not run and does not exist. It is deployed when it is first started on the platform.
     NotStarted,
-    /// It was stopped for a reboot loop and stays so with this configuration.
+    /// It was stopped for a reboot loop and stays stopped with this configuration.
     Held,
     /// It runs under a temporary name, because another workload still has its own.
     NameBusy {
-        /// The name it waits for.
+        /// The name that it waits for.
         name: String,
     },
-    /// The prune guard keeps it.
+    /// It is not listed any more, and the prune guard keeps it.
     PruneRefused,
-    /// Made by an older daemon and not in the list: it could be the other platform's.
+    /// An older daemon made it and it is not in the list, so it may belong to the other platform.
     UnknownPlatform,
 }
 
-/// Makes the plan. See the module.
+/// Makes the plan of one pass. `now` decides how old restarts and refused starts are.
 #[must_use]
 pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Policy, now: Timestamp) -> Plan {
     let groups = keeper::group(observed);
@@ -269,7 +273,7 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Po
 }
 
 impl Plan {
-    /// The steps, in order.
+    /// The steps in the order of the entries, each with its entry.
     pub fn steps(&self) -> impl Iterator<Item = (&Entry, &Step)> {
         self.entries.iter().filter_map(|entry| match &entry.decision {
             Decision::Step(step) => Some((entry, step)),
@@ -277,7 +281,7 @@ impl Plan {
         })
     }
 
-    /// Whether carrying it out would change anything.
+    /// Whether the plan would change anything.
     #[must_use]
     pub fn has_steps(&self) -> bool {
         self.steps().next().is_some()
@@ -285,7 +289,7 @@ impl Plan {
 }
 
 impl Step {
-    /// The step's word, as design.md lists them.
+    /// The word for the step in reports and logs, as design.md lists it.
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
@@ -300,7 +304,7 @@ impl Step {
         }
     }
 
-    /// The workload that is changed; a deploy has none yet.
+    /// The workload that the step changes. `None` for a deploy, which has no workload yet.
     #[must_use]
     pub fn handle(&self) -> Option<&Handle> {
         match self {
@@ -315,7 +319,7 @@ impl Step {
         }
     }
 
-    /// The workload that is gone once the step is done.
+    /// The workload whose log is gone once the step is done. `None` when the step keeps the log.
     #[must_use]
     pub fn takes_away(&self) -> Option<&Handle> {
         match self {
@@ -326,14 +330,14 @@ impl Step {
         }
     }
 
-    /// Whether a container has to be made for it, and so its values have to be decrypted.
+    /// Whether the step makes a container, so that the values of the connector have to be decrypted.
     #[must_use]
     pub fn makes_workload(&self) -> bool {
         matches!(self, Self::Deploy { .. } | Self::Refresh { .. } | Self::Recreate { .. })
     }
 }
 
-/// Workloads by connector, in an order of their own.
+/// The workloads of each connector, ordered by engine id.
 type Groups<'a> = BTreeMap<&'a ConnectorId, Vec<&'a Workload>>;
-/// The one workload of each connector that stays.
+/// For each connector, the workload that stays.
 type Kept<'a> = BTreeMap<&'a ConnectorId, &'a Workload>;

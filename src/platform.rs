@@ -1,4 +1,4 @@
-//! The platform: registration, pull, publish. What every product's implementation offers, and how it fails.
+//! What the client of every platform offers (registration, pull, publishing) and how it fails.
 
 mod answer;
 pub mod envelope;
@@ -26,98 +26,97 @@ use crate::secret::Secret;
 use crate::stop::Stop;
 
 pub use error::PlatformError;
-pub use transport::TransportError;
 
 /// How to reach one platform.
 #[derive(Debug)]
 pub struct PlatformSettings {
-    /// Which product it is.
     pub kind: PlatformKind,
-    /// Without a trailing slash.
+    /// It has no trailing slash.
     pub url: String,
-    /// Bearer token.
     pub token: Secret,
-    /// Accept any certificate.
+    /// Whether any certificate is accepted.
     pub insecure: bool,
-    /// The CAs to trust instead of the public ones, PEM; empty: the public ones.
+    /// PEM texts of the CAs to trust instead of the public ones. Empty trusts the public ones.
     pub ca: Vec<String>,
-    /// The proxy's CA, trusted as well, PEM.
+    /// PEM text of the proxy's CA, which is trusted in addition.
     pub proxy_ca: Option<String>,
-    /// The proxy to go through.
+    /// The URL of the proxy to go through. `None` goes directly.
     pub proxy: Option<Secret>,
-    /// Hosts reached without it.
+    /// The hosts that are reached without the proxy.
     pub no_proxy: Vec<String>,
-    /// For one request.
     pub request_timeout: Duration,
-    /// To connect.
     pub connect_timeout: Duration,
-    /// For the list of connectors.
+    /// The longest time for the list of connectors, which a platform may hold back for a while.
     pub pull_timeout: Duration,
-    /// The tenant whose routes are used; OpenAEV alone has tenants.
+    /// The tenant whose routes are used. Only OpenAEV has tenants.
     pub tenant: Option<String>,
-    /// Whether another composer may lose its place to this one; OpenAEV alone gives it away without a word.
+    /// Whether this manager may take the place of another composer. Only OpenAEV needs this, because it gives the place
+    /// away without notice.
     pub take_over: bool,
 }
 
-/// One platform. Calls block their thread; they are made from blocking tasks.
+/// A client for one platform. Its calls block their thread, so they are made from blocking tasks.
 ///
-/// Whatever writes takes a [`Permit`]. Calls that may happen twice are repeated inside the pass's deadline when the network or
-/// the platform fails for a moment.
+/// Everything that writes takes a [`Permit`], so that `plan` and `check` cannot write by mistake. Calls that can safely
+/// happen twice are repeated within the deadline of the pass when the network or the platform fails for a moment.
 pub trait Platform: Send + Sync + 'static {
-    /// Which product it is.
     fn kind(&self) -> PlatformKind;
 
-    /// Its URL, for messages.
+    /// The URL of the platform, for messages.
     fn url(&self) -> &str;
 
-    /// Its version. Fails when it is too old for the composer API.
+    /// Asks for the version of the platform. Fails when it is too old for the composer API.
     fn version(&self) -> Result<String, PlatformError>;
 
-    /// The heartbeat. `remembered`: whether memory says that this manager was registered by an earlier pass.
+    /// Sends a heartbeat. `remembered` says whether an earlier pass registered this manager.
     ///
-    /// Fails with [`PlatformError::OtherManager`] where the platform would give another composer's place away without a word,
-    /// so that [`Heartbeat::Unregistered`] always means that this manager may register.
+    /// Fails with [`PlatformError::OtherManager`] when another composer has the place and the platform would give it
+    /// away without notice. So [`Heartbeat::Unregistered`] means that this manager may register.
     fn heartbeat(&self, permit: Permit, remembered: bool) -> Result<Heartbeat, PlatformError>;
 
-    /// Registers this manager; an upsert.
+    /// Registers this manager, or updates its registration.
     fn register(&self, permit: Permit) -> Result<(), PlatformError>;
 
-    /// What a registration of this manager with this version would send: when it differs, register again.
+    /// What a registration with this version of the platform would send. When it differs from the last one, the pass
+    /// registers again.
     fn registration(&self, version: &str) -> Registration;
 
-    /// Who is registered, asked without a write: for `plan` and `check`.
+    /// Finds out without a write who is registered, for `plan` and `check`.
     fn registrant(&self, remembered: bool) -> Result<Registrant, PlatformError>;
 
-    /// Every managed connector. Null or an error is an error, never an empty list.
+    /// Asks for the list of connectors. Null is an error and never an empty list, for an empty list would remove every
+    /// connector.
     fn pull(&self) -> Result<Listing, PlatformError>;
 
-    /// What the token's user may do, as far as the platform tells; `None` where it tells nothing. For `check`.
+    /// What the token's user may do, for `check`. `None` when the platform does not say.
     fn capabilities(&self) -> Result<Option<Vec<Capability>>, PlatformError>;
 
     /// What the platform does with log lines that it is sent.
     fn log_delivery(&self) -> LogDelivery;
 
-    /// What an operator should know about being asked for the list (OpenCTI issues tokens for connectors that have none).
+    /// What an operator should know about asking for the list: OpenCTI issues tokens for connectors that have none.
     fn listing_notice(&self) -> Option<&'static str>;
 
-    /// What an operator should know when this manager's key changed (OpenAEV keeps the former public key for up to 24 h).
+    /// What an operator should know when the key has changed: OpenAEV keeps the former public key for up to a day.
     fn key_change_notice(&self) -> Option<&'static str>;
 
-    /// Whether the list is given to the registered manager alone (OpenAEV), so that `plan` cannot see it before the first pass.
+    /// Whether the platform gives the list only to the registered manager, so that `plan` cannot see it before the
+    /// first pass. This is so for OpenAEV.
     fn lists_for_registered_only(&self) -> bool;
 
-    /// Reports the status. Both products note each report for auditors, so this is for changes alone.
+    /// Reports the status of a connector. Both products note each report for auditors, so only changes are reported.
     fn set_status(&self, permit: Permit, id: &ConnectorId, status: CurrentStatus) -> Result<(), PlatformError>;
 
-    /// Reports health.
+    /// Reports the health of a connector.
     fn set_health(&self, permit: Permit, id: &ConnectorId, health: &Health) -> Result<(), PlatformError>;
 
-    /// Sends log lines. What becomes of the lines that the platform has is told by [`Platform::log_delivery`].
+    /// Sends log lines of a connector. [`Platform::log_delivery`] says whether they replace the lines that the platform
+    /// has.
     fn set_logs(&self, permit: Permit, id: &ConnectorId, lines: &[String]) -> Result<(), PlatformError>;
 }
 
-/// A client for the platform that the settings name; nothing is sent yet. Connections are kept for `concurrency` calls at a
-/// time, and `stop` ends waits between attempts.
+/// Makes a client for the platform of the settings, without sending anything. Connections are kept open for
+/// `concurrency` calls at a time, and `stop` ends the waits between attempts.
 #[must_use]
 pub fn connect(settings: &PlatformSettings, manager: &Manager, concurrency: usize, stop: Stop) -> Arc<dyn Platform> {
     match settings.kind {
@@ -131,40 +130,38 @@ pub fn connect(settings: &PlatformSettings, manager: &Manager, concurrency: usiz
 pub enum Heartbeat {
     /// This manager is registered.
     Known {
-        /// The platform's own version when this manager registered, where the platform notes it. One that differs from the
-        /// version of today calls for another registration.
+        /// The version that the platform had when this manager registered. `None` when the platform does not note it.
+        /// When its version is another one today, the pass registers again.
         registered_with: Option<String>,
     },
-    /// It is not, and may register.
+    /// This manager is not registered, and may register.
     Unregistered,
 }
 
-/// Who has the place of the manager.
+/// Who is registered as the manager of a platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Registrant {
-    /// This manager.
+    /// This manager is registered.
     Ours,
-    /// Nobody whom a registration would have to spare.
+    /// Nobody is registered, or only somebody whom a registration does not harm.
     Nobody,
-    /// Another one.
+    /// Another manager is registered.
     Other {
-        /// In words that complete "the platform has … already".
+        /// Completes "the platform has … already".
         who: String,
-        /// How to have its place.
+        /// Says how to take its place.
         cure: Cure,
     },
-    /// It cannot be told, and this is why. A pass may work all the same.
+    /// It cannot be found out, for this reason. A pass may work all the same.
     Unknown(String),
 }
 
-/// One thing that a manager's user should be allowed to do.
+/// One thing that the token's user should be allowed to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capability {
-    /// As the platform's administrators see it.
+    /// The name of the capability as administrators of the platform see it.
     pub name: &'static str,
-    /// Whether the token's user has it.
     pub granted: bool,
-    /// How much depends on it.
     pub need: Need,
 }
 
@@ -175,39 +172,39 @@ pub enum Need {
     Always,
     /// A pass works without it, but not as well.
     Useful {
-        /// What is lost.
+        /// What a pass cannot do without it.
         without: &'static str,
     },
 }
 
-/// What a platform does with log lines.
+/// What a platform does with log lines that it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogDelivery {
-    /// They take the place of what it had: send the whole tail each time (OpenCTI).
+    /// They replace the lines that it has, so the whole tail is sent each time (OpenCTI).
     Replace,
-    /// They are added to what it has: send only what is new (OpenAEV).
+    /// They are added to the lines that it has, so only new lines are sent (OpenAEV).
     Append,
 }
 
-/// Health of one workload that runs.
+/// The health of one workload that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Health {
-    /// Restarts over the workload's life.
+    /// The number of restarts over the workload's life.
     pub restarts: u64,
-    /// Start of the current run.
+    /// The start of the current run.
     pub started_at: Timestamp,
-    /// Whether it is in a reboot loop.
+    /// Whether the workload is in a reboot loop.
     pub looping: bool,
 }
 
-/// Longest waits for an answer, from configuration.
+/// The longest waits for an answer, as configured.
 #[derive(Debug, Clone, Copy)]
 struct Timeouts {
     request: Duration,
     pull: Duration,
 }
 
-/// What registering this manager sends; the version is the platform's and comes later.
+/// What registering this manager sends, without the platform's version, which is not known yet.
 fn registration(manager: &Manager) -> Registration {
     Registration { version: String::new(), key: manager.key.fingerprint.clone(), name: manager.name.clone() }
 }

@@ -1,4 +1,5 @@
-//! Specs for the steps that make a workload. The one stage that decrypts: a pass that changes nothing does no RSA.
+//! Makes the specs for the steps that create a workload. Only this stage decrypts, so a pass that changes nothing does
+//! no RSA.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,19 +15,18 @@ use crate::render::{self, Common, Spec};
 use crate::secret::Secret;
 use crate::stop::Stop;
 
-/// What the steps of a plan need.
+/// The specs that the steps of a plan need.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    /// By connector.
     pub specs: BTreeMap<ConnectorId, Spec>,
-    /// Connectors whose values cannot be used: their steps are not carried out.
+    /// The connectors whose values cannot be used. Their steps are not carried out.
     pub rejected: BTreeMap<ConnectorId, Rejection>,
 }
 
-/// Opened envelopes by their ciphertext: equal ones are opened once.
+/// The results of opening envelopes, by ciphertext, so that equal envelopes are opened once.
 type Opened<'a> = HashMap<&'a str, Result<Secret, EnvelopeError>>;
 
-/// The bound on decryption that all lanes of a pass share: one envelope per core at a time, whoever it is for.
+/// Bounds decryption for all lanes of a pass together: at any time each core works on one envelope at most.
 #[derive(Debug, Clone)]
 pub struct Decryptors(Arc<Free>);
 
@@ -38,14 +38,14 @@ struct Free {
 }
 
 impl Decryptors {
-    /// As many as this process may use cores.
+    /// Allows as many decryptions at a time as there are cores for this process.
     #[must_use]
     pub fn new() -> Self {
         let all = thread::available_parallelism().map_or(1, usize::from);
         Self(Arc::new(Free { cores: Mutex::new(all), freed: Condvar::new(), all }))
     }
 
-    /// Runs `work` once there is a core for it.
+    /// Waits until a core is free and runs `work`.
     fn run<T>(&self, work: impl FnOnce() -> T) -> T {
         let Free { cores, freed, .. } = &*self.0;
         let free = cores.lock().unwrap_or_else(PoisonError::into_inner);
@@ -63,7 +63,8 @@ impl Default for Decryptors {
     }
 }
 
-/// Decrypts and renders, on all cores. Blocks its thread. What a stopped pass does not get to has neither spec nor rejection.
+/// Decrypts and renders the connectors, on all cores, and blocks its thread meanwhile. When the pass has to stop,
+/// connectors that it did not get to have neither a spec nor a rejection.
 #[must_use]
 pub fn prepare(
     plan: &Plan,
@@ -106,7 +107,7 @@ pub fn prepare(
     prepared
 }
 
-/// Opens the envelopes on all cores, until the pass has to stop.
+/// Opens the envelopes on all cores, until all are opened or the pass has to stop.
 fn open_all<'a>(key: &ManagerKey, envelopes: &[&'a str], decryptors: &Decryptors, stop: &Stop) -> Opened<'a> {
     let next = AtomicUsize::new(0);
     let opened = Mutex::new(Opened::with_capacity(envelopes.len()));

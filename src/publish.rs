@@ -1,4 +1,4 @@
-//! Status, health and logs to the platform: what to send (pure), and sending it.
+//! Decides which statuses, health and logs to send to the platform (pure), and sends them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,17 +17,20 @@ use crate::memory::Memory;
 use crate::model::{
     Connector, ConnectorId, Cure, CurrentStatus, Handle, Observed, PlatformKind, VariableValue, Workload,
 };
-use crate::orchestrator::{LogRead, LogRequest, Orchestrator, OrchestratorError};
+use crate::orchestrator::{LOG_TIMEOUT, LogRead, LogRequest, Orchestrator, OrchestratorError};
 use crate::platform::{Health, LogDelivery, Platform, PlatformError};
 use crate::render::{VARIABLE_HASH, names_a_secret};
 use crate::restart_window::{self, Assessment, LoopRule, Reading};
 use crate::secret::Secret;
 use crate::stop::Stop;
 
-/// Longest wait for one log: the engine may begin a stream and never end it.
-const LOG_TIMEOUT: Duration = Duration::from_secs(30);
-/// Deliveries that a platform keeps of an appended log (contracts 3): more than so many times the tail would push each other out.
+/// How many deliveries of an appended log a platform keeps (contracts 3). A delivery of more than this many times the
+/// tail would push out its own beginning.
 const KEPT: u32 = 10;
+/// Most bytes of one delivery to a platform that appends: proxies take a megabyte by default, and JSON makes text longer.
+const DELIVERY_MAX: usize = 400 * 1024;
+/// Stands where lines were left out of a delivery.
+const LEFT_OUT: &str = "[earlier lines are left out]";
 /// Longest wait for an answer once the pass has to end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -35,43 +38,51 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Publication {
     pub(crate) connector: ConnectorId,
-    /// When it differs from what the platform shows.
+    /// `None` when the platform shows the right status already.
     pub(crate) status: Option<CurrentStatus>,
-    /// When it runs, or is held for a reboot loop.
+    /// `None` for a workload that neither runs nor is held for a reboot loop.
     pub(crate) health: Option<Health>,
-    /// The workload whose log to send, when it can have changed.
+    /// The workload whose log to send. `None` when the platform has its log already.
     pub(crate) logs: Option<Handle>,
-    /// The last log of a workload that is gone, to be sent before.
+    /// The last log of the workload that a step replaced, to be sent before the log of the new one.
     pub(crate) last_log: Option<Result<LogRead, OrchestratorError>>,
-    /// How far its log was delivered before.
+    /// How far earlier passes delivered its log. `None` when they delivered nothing, or the platform replaces logs.
     pub(crate) delivered: Option<LogCursor>,
-    /// To be masked in the log.
+    /// The values to mask in the log.
     pub(crate) secrets: Vec<Secret>,
 }
 
-/// What could not be sent.
+impl Publication {
+    /// For a connector about whose workload there is nothing else to tell.
+    pub(crate) fn of_last_log(connector: ConnectorId, last_log: Result<LogRead, OrchestratorError>) -> Self {
+        let (status, health, logs, delivered, secrets) = (None, None, None, None, vec![]);
+        Self { connector, status, health, logs, last_log: Some(last_log), delivered, secrets }
+    }
+}
+
+/// One thing that could not be sent.
 #[derive(Debug)]
 pub struct Failure {
     pub(crate) connector: ConnectorId,
-    /// Status, health or logs.
+    /// `status`, `health` or `logs`.
     pub(crate) what: &'static str,
     pub(crate) error: String,
     pub(crate) cure: Cure,
-    /// Whether the platform as a whole could not be used.
+    /// Whether the platform as a whole cannot be used, so that the rest is not sent either.
     pub(crate) platform_gone: bool,
 }
 
-/// What became of publications.
+/// What was sent and what was not.
 #[derive(Debug, Default)]
 pub struct Published {
     pub(crate) sent: Sent,
     pub(crate) failures: Vec<Failure>,
-    /// How far logs were delivered, for the next memory.
+    /// How far logs are delivered now, for the next memory.
     pub(crate) delivered: BTreeMap<ConnectorId, LogCursor>,
 }
 
 impl Published {
-    /// Adds what became of others.
+    /// Adds the result of other publications.
     pub fn add(&mut self, other: Self) {
         self.sent = self.sent.and(other.sent);
         self.failures.extend(other.failures);
@@ -79,26 +90,23 @@ impl Published {
     }
 }
 
-/// How much was sent.
+/// How many statuses, health messages and logs were sent.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Sent {
-    /// Statuses.
-    pub status: usize,
-    /// Health.
-    pub health: usize,
-    /// Logs.
-    pub logs: usize,
+    pub(crate) status: usize,
+    pub(crate) health: usize,
+    pub(crate) logs: usize,
 }
 
 impl Sent {
-    /// The sums.
+    /// Adds the numbers of both.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { status: self.status + other.status, health: self.health + other.health, logs: self.logs + other.logs }
     }
 }
 
-/// What decides which publications there are.
+/// Everything on which the publications depend.
 #[derive(Debug, Clone, Copy)]
 pub struct State<'a> {
     pub(crate) platform: PlatformKind,
@@ -109,7 +117,7 @@ pub struct State<'a> {
     pub(crate) now: Timestamp,
 }
 
-/// An entry of the platform's list.
+/// A connector of the platform's list.
 #[derive(Debug, Clone, Copy)]
 enum Listed<'a> {
     Usable(&'a Connector),
@@ -124,8 +132,8 @@ impl<'a> Listed<'a> {
         }
     }
 
-    /// Whether the platform shows something else than `status`. What it shows of an entry that cannot be read is not known,
-    /// and so neither is what would be new to it.
+    /// Whether the platform is known to show something other than `status`. It is unknown what it shows of an entry
+    /// that cannot be read, so no status is sent for such an entry.
     fn shows_otherwise(self, status: CurrentStatus) -> bool {
         match self {
             Self::Usable(connector) => connector.shown != Some(status),
@@ -137,7 +145,7 @@ impl<'a> Listed<'a> {
     }
 }
 
-/// What to send for each listed connector that is `wanted`. Pure.
+/// Decides what to send for each listed connector that is `wanted`. Pure.
 #[must_use]
 pub fn publications(state: State<'_>, wanted: impl Fn(&ConnectorId) -> bool) -> Vec<Publication> {
     let usable = state.desired.connectors.values().map(Listed::Usable);
@@ -159,8 +167,8 @@ fn publication(state: State<'_>, listed: Listed<'_>) -> Publication {
     let up = after.is_some_and(|after| after.phase.is_up());
     let status = if up { CurrentStatus::Started } else { CurrentStatus::Stopped };
     let status = Some(status).filter(|status| listed.shows_otherwise(*status));
-    // The log of a workload that is down and was not touched is on the platform already.
-    // Without its environment nobody knows what to mask in it.
+    // The platform already has the log of a workload that is down and was not touched. Without the environment of the
+    // workload it is unknown what to mask in the log.
     let logs = after.filter(|after| !after.environment.is_empty());
     let logs = logs.filter(|after| up || after.touched || status.is_some());
     let memory = state.memory.connectors.get(id);
@@ -177,8 +185,8 @@ fn publication(state: State<'_>, listed: Listed<'_>) -> Publication {
     }
 }
 
-/// Health of the workloads that run, when the list could not be had: without it they would look dead on the platform after a
-/// few minutes, though it is the list alone that is broken.
+/// The health of the workloads that run, for a pass that could not get the list. Without it they would look dead on the
+/// platform after a few minutes, although only the list is broken.
 #[must_use]
 pub fn health_alone(observed: &Observed, memory: &Memory, rule: LoopRule, now: Timestamp) -> Vec<Publication> {
     let ours = observed.workloads.iter().filter(|workload| workload.platform.is_some() && workload.phase.is_up());
@@ -207,8 +215,9 @@ fn health(after: &WorkloadAfter, assessment: Option<&Assessment>, held: bool, no
     })
 }
 
-/// Values of a workload's environment that must not be shown: what the platform encrypts, and what is named like a secret.
-/// Of a connector that was rejected it is not known what is encrypted: there it is all but what is known to be harmless.
+/// The values in a workload's environment that must not be shown: those that the platform encrypts, and those that are
+/// named like a secret. For a connector that was rejected it is unknown what is encrypted, so all values count except
+/// harmless ones.
 pub(crate) fn secrets(
     platform: PlatformKind,
     connector: Option<&Connector>,
@@ -227,7 +236,7 @@ pub(crate) fn secrets(
     };
     let trivial =
         |value: &Secret| matches!(value.expose().to_ascii_lowercase().as_str(), "true" | "false" | "none" | "null");
-    // What the platform sends in clear is known even where the workload does not show it.
+    // The platform also sends values in clear, which are known even if the workload does not show them.
     let clear = connector.map(|connector| connector.variables.as_slice()).unwrap_or_default().iter();
     let clear = clear.filter_map(|variable| match &variable.value {
         VariableValue::Clear(value) => Some((&variable.name, value)),
@@ -238,20 +247,21 @@ pub(crate) fn secrets(
     found.map(|(_, value)| value.clone()).collect()
 }
 
-/// Everything that sending takes.
+/// What is needed to send publications.
 pub struct Publisher<'a, O> {
     pub(crate) orchestrator: &'a O,
     pub(crate) platform: Arc<dyn Platform>,
     pub(crate) permit: Permit,
-    /// Last lines of each log.
+    /// How many lines of each log to send; 0 sends no logs.
     pub(crate) tail: u32,
-    /// Connectors that are served at the same time.
+    /// How many connectors are served at the same time.
     pub(crate) concurrency: usize,
-    /// When to leave the rest to the next pass.
+    /// Once it stops, health and logs are left to the next pass.
     pub(crate) stop: &'a Stop,
 }
 
-/// The part of a log that a platform gets, which either replaces what it shows or is added to it.
+/// The part of a log to send. A platform that replaces what it has gets the last `tail` lines, and one that appends
+/// gets only what is new.
 #[must_use]
 pub fn log_part(delivery: LogDelivery, delivered: Option<&LogCursor>, tail: u32) -> LogPart<'_> {
     match delivery {
@@ -260,8 +270,24 @@ pub fn log_part(delivery: LogDelivery, delivered: Option<&LogCursor>, tail: u32)
     }
 }
 
+/// The newest lines that fit into one delivery. Lines that do not are left out for good: an endless retry of what a proxy
+/// finds too large would keep back everything that comes after.
+fn within_bounds(mut lines: Vec<String>) -> Vec<String> {
+    let mut bytes = 0;
+    let fits = |line: &&String| {
+        bytes += line.len() + 1;
+        bytes <= DELIVERY_MAX
+    };
+    let kept = lines.iter().rev().take_while(fits).count();
+    if kept < lines.len() {
+        lines.drain(..lines.len() - kept);
+        lines.insert(0, LEFT_OUT.to_owned());
+    }
+    lines
+}
+
 impl<O: Orchestrator> Publisher<'_, O> {
-    /// Sends all publications. A stopped pass still sends statuses: they tell what it did.
+    /// Sends all publications. A pass that has to stop still sends statuses, because they show what it did.
     pub async fn publish(&self, publications: Vec<Publication>) -> Published {
         let gone = AtomicBool::new(false);
         let sending = publications.into_iter().map(|one| self.send(one, &gone));
@@ -284,7 +310,11 @@ impl<O: Orchestrator> Publisher<'_, O> {
             published.sent.health +=
                 usize::from(self.call(&connector, "health", gone, &mut published.failures, call).await);
         }
-        if !stopped && self.tail > 0 {
+        if stopped {
+            // What a step read of a workload that is gone cannot be had again, so that is sent all the same.
+            publication.logs = None;
+        }
+        if self.tail > 0 {
             self.send_logs(&mut publication, gone, &mut published).await;
         }
         if let Some(status) = publication.status {
@@ -300,6 +330,11 @@ impl<O: Orchestrator> Publisher<'_, O> {
         let mut lines = Vec::new();
         let mut cursor = None;
         let last = publication.last_log.take();
+        if let Some(Ok(LogRead { cursor: Some(reached), .. })) = &last {
+            // The same workload may still be there, as a pod is for a while: its lines must not come twice.
+            publication.delivered = Some(reached.clone());
+        }
+        let before = publication.delivered.clone().filter(|_| last.is_none());
         let current = match &publication.logs {
             Some(handle) => self.read_log(&connector, handle, publication, &mut published.failures).await,
             None => None,
@@ -317,9 +352,12 @@ impl<O: Orchestrator> Publisher<'_, O> {
                 }
             }
         }
+        if self.platform.log_delivery() == LogDelivery::Append {
+            lines = within_bounds(lines);
+        }
         let nothing = match self.platform.log_delivery() {
             LogDelivery::Replace => lines.is_empty(),
-            // The platform drops blank entries itself (contracts 3).
+            // The platform drops blank lines itself (contracts 3).
             LogDelivery::Append => lines.iter().all(|line| line.trim().is_empty()),
         };
         if !nothing {
@@ -329,12 +367,12 @@ impl<O: Orchestrator> Publisher<'_, O> {
             }
             published.sent.logs += 1;
         }
-        if let Some(cursor) = cursor.filter(|cursor| publication.delivered.as_ref() != Some(cursor)) {
+        if let Some(cursor) = cursor.filter(|cursor| before.as_ref() != Some(cursor)) {
             published.delivered.insert(connector, cursor);
         }
     }
 
-    /// `None`: no answer came in time, which is a failure already.
+    /// Reads the log to send. `None` when it did not come in time, which is added to `failures`.
     async fn read_log(
         &self,
         connector: &ConnectorId,
@@ -354,7 +392,8 @@ impl<O: Orchestrator> Publisher<'_, O> {
         None
     }
 
-    /// One call on a thread that may block. After the platform went away, the rest is not even tried.
+    /// Makes a call on a thread that may block, and returns whether it succeeded. Once a call finds the platform
+    /// `gone`, later ones are not tried.
     async fn call(
         &self,
         connector: &ConnectorId,
@@ -388,7 +427,10 @@ impl<O: Orchestrator> Publisher<'_, O> {
         match answer {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
-                let platform_gone = error.is_general();
+                // A delivery of lines is never sent twice, so that one hiccup says nothing about the platform: health and
+                // status, which are tried again, tell.
+                let appends = what == "logs" && self.platform.log_delivery() == LogDelivery::Append;
+                let platform_gone = error.is_general() && !appends;
                 if platform_gone {
                     gone.store(true, Ordering::Relaxed);
                 }
@@ -404,8 +446,8 @@ impl<O: Orchestrator> Publisher<'_, O> {
         }
     }
 
-    /// Waits for an answer; once the pass has to end, not for long: whoever ended it may not wait until a request times
-    /// out before killing the process, and the lock is still to be given back.
+    /// Waits for an answer, but only for [`LAST_WORDS`] once the pass has to end. Whoever ended the pass may kill the
+    /// process before a request times out, and the lock has to be released before that.
     async fn patiently<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;

@@ -1,4 +1,5 @@
-//! What a connector's workload is made of, whatever the orchestrator: labels, environment, image. Pure.
+//! Makes the spec of a connector's workload, which is the same for every orchestrator: labels, environment, image.
+//! Pure.
 
 pub mod docker;
 pub mod kubernetes;
@@ -10,62 +11,61 @@ use crate::model::{ConfigHash, Connector, ConnectorId, ManagerId, PlatformKind, 
 use crate::platform::envelope::EnvelopeError;
 use crate::secret::Secret;
 
-/// Whose a workload is.
-pub const LABEL_MANAGER: &str = "opencti-manager";
-/// Which connector it runs.
-pub const LABEL_CONNECTOR: &str = "opencti-connector-id";
-/// Of which platform.
-pub const LABEL_PLATFORM: &str = "opencti-platform";
-/// The hash it was made with, as a label.
-pub const LABEL_HASH: &str = "opencti-config-hash";
-/// The same as a variable: where the daemon leaves it.
-pub const VARIABLE_HASH: &str = "OPENCTI_CONFIG_HASH";
-/// Where the proxy's CA is put in each container (config-keys, `https_proxy_ca`).
-pub const CA_PATH: &str = "etc/ssl/certs/xtm-proxy-ca.crt";
-/// Variables that point programs to that file.
+/// The label with the id of the manager that owns a workload.
+pub(crate) const LABEL_MANAGER: &str = "opencti-manager";
+/// The label with the id of the connector that a workload runs.
+pub(crate) const LABEL_CONNECTOR: &str = "opencti-connector-id";
+/// The label with the platform of that connector.
+pub(crate) const LABEL_PLATFORM: &str = "opencti-platform";
+/// The label with the hash of the configuration that a workload was made with.
+pub(crate) const LABEL_HASH: &str = "opencti-config-hash";
+/// The variable with the same hash, which is the only place where the daemon writes it.
+pub(crate) const VARIABLE_HASH: &str = "OPENCTI_CONFIG_HASH";
+/// The path of the proxy's CA in each container, without the leading slash (config-keys, `https_proxy_ca`).
+pub(crate) const CA_PATH: &str = "etc/ssl/certs/xtm-proxy-ca.crt";
+/// The variables that point programs to that file.
 const CA_VARIABLES: [&str; 4] = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE"];
 
-/// The proxy as connectors get it.
+/// What connectors get of the proxy: variables, and the proxy's CA.
 #[derive(Debug)]
 pub struct ConnectorProxy {
-    /// `HTTP_PROXY`.
+    /// The value of `HTTP_PROXY`.
     pub http: Option<Secret>,
-    /// `HTTPS_PROXY`.
+    /// The value of `HTTPS_PROXY`.
     pub https: Option<Secret>,
-    /// `NO_PROXY`.
-    pub no_proxy: Option<String>,
-    /// CA certificates, one PEM text; copied into the container.
+    pub(crate) no_proxy: Option<String>,
+    /// The proxy's CA certificates as one PEM text, which is copied into each container.
     pub ca: Option<String>,
-    /// Whether Node connectors check certificates.
-    pub reject_unauthorized: bool,
+    /// Whether Node connectors check certificates. Python connectors ignore it.
+    pub(crate) reject_unauthorized: bool,
 }
 
-/// Where images come from.
+/// The registry that images come from, and the login for it.
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
-    /// Put before images that name no registry.
+    /// Goes before each image that names no registry. `None` leaves such images to Docker Hub.
     pub server: Option<String>,
-    /// User.
+    /// Without it there is no login.
     pub username: Option<String>,
-    /// Password.
+    /// Without it there is no login.
     pub password: Option<Secret>,
-    /// E-mail address.
-    pub email: Option<String>,
+    /// A few registries ask for it with the login.
+    pub(crate) email: Option<String>,
 }
 
 /// When an image is pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PullPolicy {
-    /// Before every container that is made.
+    /// Before each container that is made, even if the engine has the image.
     Always,
-    /// When the engine does not have it.
+    /// Only when the engine does not have the image.
     IfNotPresent,
-    /// Never.
+    /// Not at all. The step fails when the engine does not have the image.
     Never,
 }
 
 impl PullPolicy {
-    /// Kubernetes' word for it.
+    /// The word that Kubernetes uses.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -76,53 +76,47 @@ impl PullPolicy {
     }
 }
 
-/// Everything an orchestrator needs to make one connector's workload. Building it can fail, using it cannot.
+/// Everything an orchestrator needs to make one connector's workload. Building a spec can fail, using it cannot.
 #[derive(Debug, Clone)]
-pub struct Spec {
-    /// Whose.
-    pub connector: ConnectorId,
-    /// What it is called once complete, as far as the connector goes; the plan may say otherwise for now.
-    pub name: WorkloadName,
-    /// Full image reference.
-    pub image: String,
-    /// The hash it is made with.
-    pub hash: ConfigHash,
-    /// Ownership.
-    pub labels: BTreeMap<String, String>,
-    /// In order; names are unique.
-    pub environment: Vec<EnvVar>,
-    /// Certificates to put at [`CA_PATH`].
-    pub ca: Option<String>,
+pub(crate) struct Spec {
+    pub(crate) connector: ConnectorId,
+    /// The final name that the connector asks for. The plan may give the workload another one while that name is taken.
+    pub(crate) name: WorkloadName,
+    /// The full image reference, with the registry.
+    pub(crate) image: String,
+    pub(crate) hash: ConfigHash,
+    /// The labels that say to whom the workload belongs.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Ordered as the platform orders them. Names are unique.
+    pub(crate) environment: Vec<EnvVar>,
+    /// The PEM text to write to [`CA_PATH`]. `None` when there is no such file to write.
+    pub(crate) ca: Option<String>,
 }
 
 /// One environment variable of a workload.
 #[derive(Debug, Clone)]
-pub struct EnvVar {
-    /// Its name.
-    pub name: String,
-    /// Its value.
-    pub value: Secret,
-    /// Whether it was encrypted, is named like a secret, or is a proxy's URL, which may hold a password.
-    pub sensitive: bool,
+pub(crate) struct EnvVar {
+    pub(crate) name: String,
+    pub(crate) value: Secret,
+    /// Whether it was encrypted, is named like a secret, or is the URL of a proxy, which may hold a password.
+    pub(crate) sensitive: bool,
 }
 
-/// What every workload of a pass has in common.
+/// What all workloads of a lane have in common.
 #[derive(Debug)]
-pub struct Common<'a> {
-    /// Whose workloads these are.
-    pub manager: &'a ManagerId,
-    /// Of which platform.
-    pub platform: PlatformKind,
-    /// The platform's URL, for connectors.
-    pub url: &'a str,
-    /// The proxy, when connectors use it.
-    pub proxy: Option<&'a ConnectorProxy>,
-    /// Put before images that name no registry.
-    pub registry: Option<&'a str>,
+pub(crate) struct Common<'a> {
+    pub(crate) manager: &'a ManagerId,
+    pub(crate) platform: PlatformKind,
+    /// The platform's URL as the connectors get it.
+    pub(crate) url: &'a str,
+    /// `None` when connectors use no proxy.
+    pub(crate) proxy: Option<&'a ConnectorProxy>,
+    /// Goes before each image that names no registry.
+    pub(crate) registry: Option<&'a str>,
 }
 
-/// Builds the spec of one connector. `open` gives the clear text of an envelope.
-pub fn spec(
+/// Builds the spec of one connector. `open` returns the clear text of an envelope.
+pub(crate) fn spec(
     connector: &Connector,
     common: &Common<'_>,
     open: impl Fn(&str) -> Result<Secret, EnvelopeError>,
@@ -179,7 +173,7 @@ fn labels(connector: &Connector, common: &Common<'_>) -> BTreeMap<String, String
     .into()
 }
 
-/// Variables in order; a later value of the same name takes the earlier one's place.
+/// Variables in order. A later value of the same name replaces the earlier one in its place.
 #[derive(Default)]
 struct Environment(Vec<EnvVar>);
 
@@ -215,35 +209,38 @@ impl Environment {
     }
 }
 
-/// Whether a variable of this name holds a secret, or may hold one, even if the platform does not encrypt it: older ones send
-/// the token in clear, and all of them the proxy's URL, which may have a password in it (contracts 1.2).
+/// Whether a variable of this name holds a secret, or may hold one, even if the platform does not encrypt it. Older
+/// platforms send the token in clear, and all of them send the proxy's URL in clear, which may hold a password
+/// (contracts 1.2).
 #[must_use]
-pub fn names_a_secret(name: &str) -> bool {
+pub(crate) fn names_a_secret(name: &str) -> bool {
     const WORDS: [&str; 7] = ["TOKEN", "PASSWORD", "PASSWD", "SECRET", "API_KEY", "APIKEY", "CREDENTIAL"];
     const PROXIES: [&str; 3] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
     let upper = name.to_ascii_uppercase();
     WORDS.iter().any(|word| upper.contains(word)) || upper.ends_with("_KEY") || PROXIES.contains(&upper.as_str())
 }
 
-/// The image with the configured registry before it, unless it names one itself.
+/// The image with the configured registry before it, unless it names a registry itself.
 #[must_use]
-pub fn image(image: &str, registry: Option<&str>) -> String {
+pub(crate) fn image(image: &str, registry: Option<&str>) -> String {
     match registry {
         Some(registry) if registry_of(image).is_none() => format!("{registry}/{image}"),
         _ => image.to_owned(),
     }
 }
 
-/// The registry that an image reference names: its first part, if that looks like a host (the docker client's rule).
+/// The registry that an image reference names: its first part, provided that it looks like a host. This is the rule of
+/// the docker client.
 #[must_use]
-pub fn registry_of(image: &str) -> Option<&str> {
+pub(crate) fn registry_of(image: &str) -> Option<&str> {
     let (first, _) = image.split_once('/')?;
     (first.contains(['.', ':']) || first == "localhost").then_some(first)
 }
 
-/// Whether an image's tag is one that moves: none, `latest` or `rolling`. A digest never moves.
+/// Whether an image has a tag that moves from one image to another: `latest`, `rolling`, or no tag at all. A digest
+/// does not move.
 #[must_use]
-pub fn has_moving_tag(image: &str) -> bool {
+pub(crate) fn has_moving_tag(image: &str) -> bool {
     if image.contains('@') {
         return false;
     }

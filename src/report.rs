@@ -1,4 +1,4 @@
-//! The report: what each lane of a pass found, did and failed to do. Building and rendering are pure.
+//! Builds the report, which says what each lane of a pass found, did and failed to do. Building and rendering are pure.
 
 mod table;
 
@@ -18,156 +18,147 @@ use crate::publish::{Failure, Sent};
 use crate::restart_window::Assessment;
 use crate::stop::Cause;
 
-pub use table::table;
-pub(crate) use table::{columns, on_one_line, printable};
+pub(crate) use table::{columns, on_one_line, printable, table};
 
-/// Version of the JSON report's form (fixtures/schemas); grows when a field changes its meaning or goes.
+/// The version of the JSON report's schema (fixtures/schemas). It grows when a field changes its meaning or is removed.
 pub const SCHEMA_VERSION: u32 = 2;
 
-/// Everything about one pass.
+/// The report of one pass.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     pub(crate) schema_version: u32,
     /// `run` or `plan`.
     pub(crate) command: &'static str,
-    /// This pass's id, which its log and its locks carry as well.
+    /// The id of the pass, which its log and its locks show as well.
     pub(crate) pass: String,
     pub(crate) manager: String,
     pub(crate) started_at: Timestamp,
     pub(crate) took_ms: u64,
     /// One for each platform that was served, in the order of [`PlatformKind::ALL`].
     pub(crate) lanes: Vec<LaneReport>,
-    /// The sums over all lanes.
+    /// The sums of all lanes.
     pub(crate) counts: Counts,
-    /// What an operator should know of the configuration.
+    /// What an operator should know about the configuration.
     pub(crate) notices: Vec<String>,
-    /// The gravest code of all lanes.
-    pub exit_code: u8,
+    /// The gravest exit code of all lanes.
+    pub(crate) exit_code: u8,
 }
 
-/// Everything about one lane of a pass.
+/// One lane's part of the report.
 #[derive(Debug, Serialize)]
-pub struct LaneReport {
+pub(crate) struct LaneReport {
     pub(crate) lane: PlatformKind,
     pub(crate) took_ms: u64,
     pub(crate) stages: Vec<Stage>,
     pub(crate) platform: PlatformReport,
     pub(crate) orchestrator: OrchestratorReport,
-    /// Every decision and what became of it.
+    /// Each decision of the plan with its result.
     pub(crate) connectors: Vec<Line>,
     pub(crate) counts: Counts,
-    /// Why removals were refused, if they were.
+    /// Why the prune guard refused removals. `None` when it did not.
     pub(crate) prune_refused: Option<PruneRefusal>,
-    /// What stopped the lane or a part of it.
+    /// The faults that stopped the lane or a part of it.
     pub(crate) errors: Vec<Fault>,
-    /// What an operator should know.
+    /// What an operator should know although it is no fault.
     pub(crate) notices: Vec<String>,
     pub(crate) exit_code: u8,
     #[serde(skip)]
     codes: Vec<u8>,
 }
 
-/// How long one stage took, in milliseconds.
+/// How long one stage of a lane took, in milliseconds.
 #[derive(Debug, Serialize)]
-pub struct Stage {
-    /// As design.md names it.
+pub(crate) struct Stage {
+    /// The name of the stage as in design.md.
     pub(crate) name: &'static str,
     pub(crate) ms: u64,
 }
 
-/// The platform of a lane, as far as the pass got to know it.
+/// The platform of a lane. What the pass did not get to is `None`.
 #[derive(Debug, Serialize)]
-pub struct PlatformReport {
+pub(crate) struct PlatformReport {
     pub(crate) url: String,
     pub(crate) version: Option<String>,
-    /// What the registration check led to, in words.
+    /// The result of the registration check, in words.
     pub(crate) registration: Option<String>,
-    /// How many connectors its list holds.
+    /// The number of connectors in its list.
     pub(crate) listed: Option<usize>,
-    /// What was sent to it.
     pub(crate) sent: Sent,
 }
 
-/// Where the connectors of a lane run, as far as the pass got to know it.
+/// The orchestrator of a lane. What the pass did not get to is `None`.
 #[derive(Debug, Serialize)]
-pub struct OrchestratorReport {
+pub(crate) struct OrchestratorReport {
     pub(crate) place: String,
-    /// What it is, with its version.
+    /// The product and its version.
     pub(crate) description: Option<String>,
-    /// How many workloads of this manager and platform there are.
+    /// The number of workloads of this manager and platform.
     pub(crate) workloads: Option<usize>,
 }
 
-/// One decision and what became of it.
+/// One decision of the plan with its result.
 #[derive(Debug, Serialize)]
-pub struct Line {
+pub(crate) struct Line {
     #[serde(flatten)]
     pub(crate) entry: Entry,
     pub(crate) result: LineResult,
-    /// Why it failed or was rejected.
+    /// Why the step failed or the connector is rejected. `None` otherwise.
     pub(crate) error: Option<String>,
-    /// What to do about that.
+    /// What to do about `error`.
     pub(crate) cure: Option<String>,
-    /// How long a step took, in milliseconds.
+    /// How long the step took, in milliseconds. `None` when no step was tried.
     pub(crate) took_ms: Option<u64>,
-    /// Restarts over the workload's life, for what is up.
+    /// Restarts over the workload's life. `None` for a workload that is down.
     pub(crate) restarts: Option<u64>,
     pub(crate) reboot_loop: bool,
-    /// What is wrong with its workload.
     pub(crate) troubles: Vec<TroubleReport>,
 }
 
-/// Something wrong with a workload, and what to do about it.
+/// A trouble of a workload, with the text of its cure for this platform.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct TroubleReport {
+pub(crate) struct TroubleReport {
     #[serde(flatten)]
     pub(crate) trouble: Trouble,
     pub(crate) cure: String,
 }
 
-/// What a lane knows once its plan was made, and perhaps carried out.
+/// What a lane reports once its plan is made or carried out.
 #[derive(Debug, Clone, Copy)]
-pub struct PlanReport<'a> {
+pub(crate) struct PlanReport<'a> {
     pub(crate) plan: &'a Plan,
-    /// Connectors whose values cannot be used.
+    /// The connectors that were rejected after the plan was made, because their values cannot be used.
     pub(crate) rejected: &'a BTreeMap<ConnectorId, Rejection>,
-    /// What became of the steps. `None`: they were only to be shown.
+    /// The results of the steps. `None` when the steps are only shown.
     pub(crate) outcomes: Option<&'a Outcomes>,
-    /// The judgement on each workload that is up.
+    /// The judgement on the restarts of each workload that is up.
     pub(crate) assessments: &'a BTreeMap<ConnectorId, Assessment>,
-    /// What is wrong with the workloads.
     pub(crate) troubles: &'a BTreeMap<ConnectorId, Vec<Trouble>>,
 }
 
-/// What became of a decision.
+/// The result of a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum LineResult {
-    /// A step was done.
+pub(crate) enum LineResult {
     Done,
-    /// A step would be done.
+    /// `plan` shows the step and does not carry it out.
     Planned,
-    /// A step failed.
+    /// The step failed, or the connector should run and cannot.
     Failed,
-    /// A step was not begun.
+    /// The pass ended before the step, or an earlier step of the connector failed.
     NotDone,
-    /// Nothing to do.
+    /// There is nothing to do.
     Unchanged,
-    /// The connector cannot be used.
     Rejected,
 }
 
-/// How many of each.
+/// The numbers of steps and connectors, by result.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counts {
-    /// Steps that were done, or would be, by their word.
+pub(crate) struct Counts {
+    /// Steps that were done or planned, by the word for the step.
     pub(crate) steps: BTreeMap<&'static str, usize>,
-    /// Connectors that are as they should be.
     pub(crate) unchanged: usize,
     pub(crate) rejected: usize,
-    /// Steps that failed.
     pub(crate) failed: usize,
-    /// Steps that were not begun.
     pub(crate) not_done: usize,
     pub(crate) reboot_loops: usize,
 }
@@ -185,19 +176,17 @@ impl Counts {
     }
 }
 
-/// Something that went wrong, and what to do.
+/// Something that went wrong outside the steps, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Fault {
-    /// The connector, where it is one's.
+pub(crate) struct Fault {
+    /// `None` when the fault concerns the whole lane.
     pub(crate) connector: Option<ConnectorId>,
-    /// What went wrong, and where.
     pub(crate) error: String,
-    /// What to do.
     pub(crate) cure: String,
 }
 
 impl Report {
-    /// The report of a pass whose lanes have ended.
+    /// Makes the report of a pass from those of its lanes, which have ended.
     #[must_use]
     pub fn new(command: &'static str, pass: &str, manager: &str, lanes: Vec<LaneReport>) -> Self {
         let mut counts = Counts::default();
@@ -220,7 +209,7 @@ impl Report {
 }
 
 impl LaneReport {
-    /// The report of a lane that begins.
+    /// Begins the report of a lane.
     #[must_use]
     pub fn new(lane: PlatformKind, url: &str, place: &str) -> Self {
         let (version, registration, listed) = (None, None, None);
@@ -240,12 +229,12 @@ impl LaneReport {
         }
     }
 
-    /// The platform could not be used.
+    /// Adds that the platform could not be used.
     pub fn platform_failed(&mut self, error: &PlatformError) {
         self.fault(exit::PLATFORM, None, error.to_string(), error.cure());
     }
 
-    /// The orchestrator could not be used.
+    /// Adds that the orchestrator could not be used.
     pub fn orchestrator_failed(&mut self, error: &OrchestratorError) {
         let code = match error {
             OrchestratorError::Locked { .. } => exit::LOCKED,
@@ -254,25 +243,25 @@ impl LaneReport {
         self.fault(code, None, error.to_string(), error.cure());
     }
 
-    /// The pass was told to stop.
+    /// Adds that the pass had to stop.
     pub fn stopped(&mut self, cause: Cause) {
         let cure = Cure("the next pass goes on where this one stopped");
         self.fault(cause.exit_code(), None, format!("the pass was ended early: {}", cause.as_str()), cure);
     }
 
-    /// A workload could not be looked at after the steps.
+    /// Adds that a workload could not be looked at after the steps.
     pub fn not_seen(&mut self, connector: &ConnectorId, error: &OrchestratorError) {
         self.fault(exit::CONNECTOR_FAILED, Some(connector.clone()), error.to_string(), error.cure());
     }
 
-    /// Something could not be published.
+    /// Adds that something could not be published.
     pub fn publish_failed(&mut self, failure: &Failure) {
         let code = if failure.platform_gone { exit::PLATFORM } else { exit::CONNECTOR_FAILED };
         let error = format!("{} was not published: {}", failure.what, failure.error);
         self.fault(code, Some(failure.connector.clone()), error, failure.cure);
     }
 
-    /// Entries of the list that could not even be identified.
+    /// Adds an entry of the list that has no usable id.
     pub fn unidentified(&mut self, why: &str) {
         let error = format!("an entry of the platform's list cannot be used: {why}");
         let cure =
@@ -285,7 +274,7 @@ impl LaneReport {
         self.errors.push(Fault { connector, error, cure: cure.on(self.lane) });
     }
 
-    /// Takes over what was decided, and what became of it.
+    /// Adds the decisions of the plan with their results.
     pub fn plan(&mut self, input: PlanReport<'_>) {
         let PlanReport { plan, rejected, outcomes, assessments, troubles } = input;
         if let Some(refusal) = &plan.refusal {
@@ -334,7 +323,7 @@ impl LaneReport {
         }
     }
 
-    /// Ends the report. `pending`: the code for a plan with steps.
+    /// Ends the report and computes its exit code. `pending` is the code to use when the plan has steps.
     pub fn finish(&mut self, took_ms: u64, pending: Option<u8>) {
         self.took_ms = took_ms;
         if let Some(code) = pending.filter(|_| !self.counts.steps.is_empty()) {
@@ -343,7 +332,8 @@ impl LaneReport {
         self.exit_code = exit::worst(self.codes.iter().copied());
     }
 
-    /// `carried_out`: whether the plan was more than looked at. A step without an outcome was then left out.
+    /// Makes the line of one decision. `carried_out` says whether the plan was carried out and not only shown; a step
+    /// without an outcome was then not begun.
     fn line(&self, entry: &Entry, late: Option<Rejection>, carried_out: bool, outcome: Option<&Outcome>) -> Line {
         let mut line = Line {
             entry: entry.clone(),
@@ -385,7 +375,8 @@ impl LaneReport {
     }
 }
 
-/// A name that somebody else took after this pass had looked rejects the connector, as it does from the next pass on.
+/// The rejection of a connector whose name somebody else took after this pass looked. The next pass rejects it in the
+/// same way.
 fn rejection(outcome: Option<&Outcome>) -> Option<Rejection> {
     match &outcome?.result {
         Err(StepError::NameTaken { name, owner }) => {
@@ -396,7 +387,8 @@ fn rejection(outcome: Option<&Outcome>) -> Option<Rejection> {
 }
 
 impl Line {
-    /// A connector that should run and cannot is a failed one. What a step did just now may yet come to run.
+    /// Adds the troubles of the workload. A connector that should run and cannot counts as failed, unless a step was
+    /// done for it just now, which may still come to run.
     fn take_troubles(&mut self, troubles: &[Trouble], lane: PlatformKind) {
         if matches!(self.entry.decision, Decision::Step(Step::Remove { .. })) {
             return;

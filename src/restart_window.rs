@@ -1,66 +1,67 @@
-//! The memory of recent restarts from which a reboot loop is judged (design: Restart window). Pure.
+//! Remembers recent restarts and judges from them whether a workload is in a reboot loop (design: Restart window).
+//! Pure.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// When more than `limit` restarts within `window_s` seconds make a reboot loop.
+/// More than `limit` restarts within `window_s` seconds are a reboot loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoopRule {
-    /// Seconds, at least 1.
+    /// The length of the window in seconds, at least 1.
     pub window_s: i64,
-    /// Restarts that are still fine.
+    /// The number of restarts that is still no loop.
     pub limit: u64,
 }
 
-/// One point of a restart history. On the wire: `[seconds, total]`.
+/// One point of a restart history. It is stored as `[seconds, total]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample(
-    /// Unix time in seconds.
+    /// The time, as Unix time in seconds.
     pub i64,
-    /// Restarts over the workload's life until then.
+    /// The number of restarts over the workload's life until that time.
     pub u64,
 );
 
 /// What the engine says of a workload's restarts now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading<'a> {
-    /// The engine's counter.
+    /// The engine's restart counter.
     pub counter: u64,
-    /// What the counter belongs to: container id or pod uid. A new one starts at zero.
+    /// What the counter belongs to: the id of a container or the uid of a pod. The counter of a new one begins at zero.
     pub generation: &'a str,
-    /// When the workload was made: the start of a history without samples.
+    /// When the workload was made, which is where a history without samples begins.
     pub created: Timestamp,
-    /// Whether the engine itself takes it for a reboot loop.
+    /// Whether the engine delays restarts because the workload crashes again and again.
     pub backing_off: bool,
 }
 
-/// Restarts of one workload over its life, across replacement of its container.
+/// The restarts of one workload over its life, even when its container is replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartWindow {
-    /// Restarts over the workload's life. The engine's counter resets, this does not.
+    /// The number of restarts over the workload's life. It goes on when the engine's counter begins at zero again.
     pub total: u64,
-    /// The engine's counter when `total` was last brought up to date.
+    /// The engine's counter at the time of the last update.
     pub counter: u64,
-    /// What that counter belonged to.
+    /// What that counter belonged to: the id of a container or the uid of a pod.
     pub generation: String,
-    /// Oldest first.
+    /// The points of the history, the oldest first.
     pub samples: Vec<Sample>,
 }
 
-/// What a restart history says at one moment.
+/// The judgement on a restart history at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Assessment {
-    /// Restarts over the workload's life.
+    /// The number of restarts over the workload's life so far.
     pub total: u64,
-    /// Whether that is a reboot loop.
+    /// Whether the workload is in a reboot loop.
     pub looping: bool,
 }
 
-/// Brings the history up to date with what the engine says, and judges it.
+/// Brings the history up to date with a reading of the engine, and judges it.
 ///
-/// `extra` counts restarts that the engine's counter does not hold: those which a pass made itself.
-/// Gives the history to remember (`None` while there was never a restart) and the judgement. The history is unchanged
-/// when nothing happened, so that a quiet fleet is not written.
+/// `extra` counts restarts that are not in the engine's counter, because a pass made them itself. Returns the history
+/// to remember (`None` while there was never a restart) and the judgement. The history does not change when nothing
+/// happened, so that nothing is written for connectors without restarts.
 #[must_use]
 pub fn observe(
     known: Option<&RestartWindow>,
@@ -72,7 +73,8 @@ pub fn observe(
     let now_s = now.as_second();
     let before = known.map_or(0, |window| window.total);
     let counted = match known {
-        // A manual stop and start resets the counter of the same container.
+        // When somebody stops and starts a container, its counter begins at zero again, although it is the same
+        // container.
         Some(window) if window.generation == reading.generation && reading.counter >= window.counter => {
             reading.counter - window.counter
         }
@@ -101,15 +103,16 @@ pub fn observe(
 }
 
 impl RestartWindow {
-    /// Lets no restart so far count any more, for its cause was dealt with: another configuration, or a stop that was
-    /// asked for. The total stays.
+    /// Ignores all restarts so far in later judgements, because their cause is gone: the configuration changed, or
+    /// somebody stopped the connector. The total stays.
     pub fn start_anew(&mut self) {
         let older = self.samples.len().saturating_sub(1);
         self.samples.drain(..older);
     }
 }
 
-/// The newest sample at least one window old, else the oldest one, else the workload's creation with none.
+/// The sample from which restarts are counted: the newest one that is at least a window old, else the oldest one, else
+/// the creation of the workload with no restart.
 fn base(samples: &[Sample], created: Timestamp, rule: LoopRule, now_s: i64) -> Sample {
     samples
         .iter()

@@ -1,19 +1,19 @@
 //! The one type that carries a secret.
 //!
-//! Its `Debug` and `Display` redact and its memory is wiped on drop. The value leaves through [`Secret::expose`] alone,
-//! so that searching for that word shows every place where one does.
+//! Its `Debug` and `Display` redact, and its memory is wiped on drop. The value is readable only through
+//! [`Secret::expose`], so that a search for that word shows every place that reads one.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
-/// A value that must never be shown: a token, a password, a decrypted or sensitive variable.
+/// A value that must not be shown: a token, a password, a decrypted or sensitive variable.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Takes ownership of `value`; the caller keeps no copy.
+    /// Takes ownership of `value`, so that the caller keeps no copy.
     #[must_use]
     pub fn new(value: String) -> Self {
         Self(Zeroizing::new(value))
@@ -25,15 +25,15 @@ impl Secret {
         &self.0
     }
 
-    /// Whether there is nothing in it.
+    /// Whether the value is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The first characters of a token, as an operator needs them to tell which token was refused:
-    /// at most four, and never more than a quarter of it. `known_prefix` is what every token of that product begins with:
-    /// it tells nothing, and is shown as it is.
+    /// The first characters of a token, with which an operator can find out which token was refused. These are at most
+    /// four, and at most a quarter of the token. `known_prefix` is the beginning of every token of that product; it is
+    /// shown in addition, because it is no secret.
     #[must_use]
     pub fn hint(&self, known_prefix: &str) -> String {
         let (prefix, rest) = match self.0.strip_prefix(known_prefix) {

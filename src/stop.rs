@@ -1,4 +1,5 @@
-//! When a pass has to end: its deadline, or a signal. Nothing new starts then; what runs finishes.
+//! Says when a pass has to end: at its deadline or at a signal. From then on nothing new starts, and what runs
+//! finishes.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,21 +8,21 @@ use tokio::sync::watch;
 
 use crate::exit;
 
-/// Why a pass ends before its time.
+/// Why a pass ends early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// `MANAGER__PASS_DEADLINE` is over.
+    /// The time of `MANAGER__PASS_DEADLINE` is over.
     Deadline,
-    /// SIGINT.
+    /// The process got SIGINT.
     Interrupt,
-    /// SIGTERM.
+    /// The process got SIGTERM.
     Terminate,
-    /// Another pass took the lock over.
+    /// The lock was lost, so that another pass may hold it.
     LockLost,
 }
 
 impl Cause {
-    /// In words.
+    /// The cause as the reports and the log name it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -32,7 +33,7 @@ impl Cause {
         }
     }
 
-    /// What a command that it ended early exits with.
+    /// The exit code of a command that ended early for this cause.
     #[must_use]
     pub fn exit_code(self) -> u8 {
         match self {
@@ -44,7 +45,7 @@ impl Cause {
     }
 }
 
-/// Shared by everything that starts or waits.
+/// A shared flag that everything asks before it starts something new, and that ends waits.
 #[derive(Debug, Clone)]
 pub struct Stop(Arc<Inner>);
 
@@ -54,12 +55,12 @@ struct Inner {
     signal: Mutex<Option<Cause>>,
     changed: Condvar,
     watch: watch::Sender<bool>,
-    /// Told of every signal as well.
+    /// These get every signal as well.
     children: Mutex<Vec<Stop>>,
 }
 
 impl Stop {
-    /// Starts the clock.
+    /// A new flag, whose deadline is `deadline` from now.
     #[must_use]
     pub fn after(deadline: Duration) -> Self {
         Self::until(Instant::now() + deadline)
@@ -75,7 +76,7 @@ impl Stop {
         }))
     }
 
-    /// One that ends with this one, and can also end alone.
+    /// A flag that stops when this one does, and that can also stop without it.
     #[must_use]
     pub fn child(&self) -> Self {
         let child = Self::until(self.0.deadline);
@@ -87,7 +88,7 @@ impl Stop {
         child
     }
 
-    /// Takes a signal. The first one counts.
+    /// Stops for this cause, unless it has stopped already.
     pub fn signal(&self, cause: Cause) {
         let children = self.children();
         self.lock().get_or_insert(cause);
@@ -98,19 +99,19 @@ impl Stop {
         }
     }
 
-    /// Why nothing new may start, if so.
+    /// Why nothing new may start. `None` while the pass may go on.
     #[must_use]
     pub fn cause(&self) -> Option<Cause> {
         (*self.lock()).or_else(|| self.remaining().is_zero().then_some(Cause::Deadline))
     }
 
-    /// Time until the deadline.
+    /// The time until the deadline.
     #[must_use]
     pub fn remaining(&self) -> Duration {
         self.0.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Waits on this thread. Gives false when the pass has to end before `time` is over.
+    /// Blocks this thread for `time`. Returns false when the pass has to end before that.
     #[must_use]
     pub fn sleep(&self, time: Duration) -> bool {
         if time >= self.remaining() {
@@ -125,7 +126,7 @@ impl Stop {
         let mut watch = self.0.watch.subscribe();
         tokio::select! {
             () = tokio::time::sleep(self.remaining()) => {}
-            // The sender lives as long as self, so that this cannot fail early.
+            // The sender lives as long as `self`, so this cannot fail before the flag stops.
             _ = watch.wait_for(|stopped| *stopped) => {}
         }
     }

@@ -1,4 +1,4 @@
-//! The log: tracing to standard error, JSON unless that is a terminal.
+//! Logs to standard error, in JSON unless that is a terminal.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
@@ -8,22 +8,22 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::progress::Progress;
 
-/// How to log.
+/// What is logged, and in which form.
 #[derive(Debug, Clone)]
 pub struct Logging {
-    /// Filter in tracing's syntax.
+    /// The filter, in the syntax of `tracing`.
     pub filter: String,
-    /// JSON or for people; `None`: by whether standard error is a terminal.
+    /// Whether to log in JSON. `None` does so unless standard error is a terminal.
     pub json: Option<bool>,
 }
 
-/// Standard error, written around the progress bars.
+/// Writes to standard error without disturbing the progress bars.
 #[derive(Clone)]
 struct Around(Arc<Progress>);
 
 impl Write for Around {
     fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
-        // A reader that went away must not end a pass in the middle, and there is nobody left to tell.
+        // When the reader of the log is gone, the pass must go on, and there is no way left to report it.
         drop(self.0.suspend(|| std::io::stderr().write_all(text)));
         Ok(text.len())
     }
@@ -41,7 +41,7 @@ impl<'a> MakeWriter<'a> for Around {
     }
 }
 
-/// Begins to log. A filter that cannot be read is said, and the default used.
+/// Begins to log. A filter that cannot be parsed is reported, and the default is used instead.
 pub fn start(logging: &Logging, progress: Arc<Progress>) {
     let terminal = std::io::stderr().is_terminal();
     let (filter, bad) = match EnvFilter::try_new(&logging.filter) {

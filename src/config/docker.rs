@@ -97,7 +97,7 @@ fn restart_policy(lane: &LaneInput<'_>, fields: &mut FieldParser) -> RestartPoli
     })
 }
 
-/// Cores to billionths of a core.
+/// The CPU limit, converted from cores to billionths of a core.
 fn cpu_limit(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<i64> {
     let text = lane.texts.daemon__docker__cpu_limit.as_deref()?.trim();
     match text.parse::<f64>() {

@@ -46,13 +46,14 @@ pub(super) fn settle(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<K
     Some(KubernetesSettings { access: access?, namespace, workload })
 }
 
-/// A kubeconfig that is named, else the pod's own service account, else the user's kubeconfig.
+/// How to reach the cluster: with the kubeconfig that is named, else with the service account of the pod, else with the
+/// user's own kubeconfig.
 fn access(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<ClusterAccess> {
     let home = || {
         lane.process.home.as_deref().map(|home| PathBuf::from(home).join(".kube/config")).filter(|path| path.exists())
     };
     let paths: Vec<PathBuf> = match &lane.process.kubeconfig {
-        // As kubectl does: a list, of which not all have to be there.
+        // As with kubectl, this is a list of files, and some of them may be missing.
         Some(paths) => {
             let all: Vec<PathBuf> = paths.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
             let there: Vec<PathBuf> = all.iter().filter(|path| path.exists()).cloned().collect();
@@ -69,7 +70,7 @@ fn access(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<ClusterAcces
         });
         match merged {
             Ok(merged) => config = Some(merged),
-            // The library's words could quote the file, and there are secrets in it.
+            // The library's message could quote the file, which holds secrets.
             Err(error) => {
                 let why = match error {
                     kube::config::KubeconfigError::ReadConfig(error, _) => error.to_string(),
@@ -103,8 +104,9 @@ fn access(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<ClusterAcces
     Some(ClusterAccess::Kubeconfig { config: Box::new(config), context, paths: paths.join(":") })
 }
 
-/// Whether the cluster of a context is reached without a proxy. The library would take the environment's for it, which is the
-/// platform's: a name of its own keeps it from looking there.
+/// Makes sure that the cluster of a context is reached without a proxy, and returns whether it is. The library would
+/// use the proxy of the environment, which is meant for the platform. A proxy URL in the kubeconfig keeps it from
+/// looking there.
 fn without_proxy(config: &mut Kubeconfig, context: Option<&str>) -> bool {
     let current = context.or(config.current_context.as_deref());
     let named = config.contexts.iter().find(|known| Some(known.name.as_str()) == current);
@@ -160,7 +162,7 @@ fn resources(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<Value> {
     }
 }
 
-/// What of resources is no quantity, or no part of them at all.
+/// Describes a part of `resources` that is not a quantity or does not belong there. `None` when all is well.
 fn misfit(resources: &Value) -> Option<String> {
     const UNITS: [&str; 19] =
         ["", "n", "u", "m", "k", "K", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei", "e", "E"];
@@ -186,7 +188,7 @@ fn misfit(resources: &Value) -> Option<String> {
     None
 }
 
-/// RFC 1123 label.
+/// Whether the text is an RFC 1123 label.
 fn is_dns_label(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     (1..=63).contains(&text.len())

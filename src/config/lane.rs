@@ -1,4 +1,4 @@
-//! The settings of one platform's lane, from that platform's own keys.
+//! Makes the settings of one platform's lane from the keys of that platform.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::platform::PlatformSettings;
 use crate::render::{ConnectorProxy, Registry};
 use crate::secret::Secret;
 
-/// What one lane's settings are made from.
+/// The texts from which the settings of one lane are made.
 pub(super) struct LaneInput<'a> {
     pub(super) platform: PlatformKind,
     pub(super) texts: &'a LaneTexts,
@@ -28,7 +28,7 @@ impl LaneInput<'_> {
     }
 }
 
-/// Every part is looked at, so that all problems of a lane come at once.
+/// Makes the settings of a lane. Looks at every part even after a problem, so that all problems are reported at once.
 pub(super) fn settings(lane: &LaneInput<'_>, policy: Policy, fields: &mut FieldParser) -> Option<LaneSettings> {
     let registry = registry(lane, fields);
     let orchestrator = orchestrator(lane, fields);
@@ -48,7 +48,7 @@ fn orchestrator(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<Orches
     match selector.as_str() {
         "docker" => return docker::settle(lane, fields).map(Box::new).map(OrchestratorSettings::Docker),
         "kubernetes" => return kubernetes::settle(lane, fields).map(Box::new).map(OrchestratorSettings::Kubernetes),
-        // Docker may have been meant, and its problems come with this one.
+        // Docker may have been meant, so its problems are reported together with this one.
         _ => drop(docker::settle(lane, fields)),
     }
     let what = match selector.as_str() {
@@ -85,10 +85,10 @@ fn registry(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Registry {
     Registry { server, username, password, email: lane.texts.daemon__registry__email.clone() }
 }
 
-/// The proxy of a lane that goes through one.
+/// The proxy of a lane that uses one.
 struct Proxy {
     settings: ConnectorProxy,
-    /// The variables that the two URLs come from: the lane's own, or the ones of the process.
+    /// The variables that the two URLs come from, for messages: the lane's own or those of the process.
     http_variable: String,
     https_variable: String,
 }
@@ -118,7 +118,7 @@ impl Proxy {
         })
     }
 
-    /// The URL of the proxy for a platform, with the variable that it comes from.
+    /// The URL of the proxy to use for a platform, with the variable that it comes from.
     fn towards(&self, platform_url: &str) -> (&str, Option<&Secret>) {
         if platform_url.starts_with("https:") {
             (&self.https_variable, self.settings.https.as_ref())
@@ -180,8 +180,8 @@ fn token(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<Secret> {
     None
 }
 
-/// The daemon reads OpenCTI's registry and Docker options for both platforms. Here each platform has its own, so whoever comes
-/// from the daemon with both platforms is told which options `OpenAEV`'s connectors no longer get.
+/// Reports which options OpenAEV's connectors no longer get. The daemon uses OpenCTI's options for the registry and for
+/// Docker with both platforms, while here each platform has its own.
 pub(super) fn notice_of_options_that_were_shared(
     source: &Source,
     lanes: &[(PlatformKind, LaneTexts)],

@@ -1,4 +1,5 @@
-//! Texts into values. Each fault becomes a problem and the parsing goes on, so that all of them come at once.
+//! Parses texts into values. Each fault becomes a problem and the parsing goes on, so that all problems are reported at
+//! once.
 
 use std::fs;
 use std::ops::RangeInclusive;
@@ -16,7 +17,8 @@ pub(super) struct FieldParser {
 }
 
 impl FieldParser {
-    /// A fault of a variable that all lanes share is found once for each lane, and kept once.
+    /// Adds a problem, unless it is known already. A fault in a variable that all lanes share is found once for each
+    /// lane.
     pub(super) fn problem(&mut self, variable: &str, what: String, cure: &str) {
         let problem = Problem::new(variable, what, cure);
         if !self.problems.contains(&problem) {
@@ -24,12 +26,12 @@ impl FieldParser {
         }
     }
 
-    /// `true`, `1`, `yes`, `on` and their opposites; not set is `false`.
+    /// Parses `true`, `1`, `yes`, `on` and their opposites. A variable that is not set is `false`.
     pub(super) fn flag(&mut self, variable: &str, text: Option<&str>) -> bool {
         self.choice(variable, text).unwrap_or(false)
     }
 
-    /// The same, with `None` for what is not set or neither of the two.
+    /// Parses the same, with `None` for a variable that is not set or is neither of the two.
     pub(super) fn choice(&mut self, variable: &str, text: Option<&str>) -> Option<bool> {
         match text?.trim().to_ascii_lowercase().as_str() {
             "false" | "0" | "no" | "off" => Some(false),
@@ -41,7 +43,7 @@ impl FieldParser {
         }
     }
 
-    /// A whole number within `range`; a fault gives the lower end.
+    /// Parses a whole number within `range`. After a fault it returns the lower end of the range.
     pub(super) fn number(&mut self, variable: &str, text: Option<&str>, range: RangeInclusive<u64>) -> u64 {
         let text = text.unwrap_or_default().trim();
         match text.parse() {
@@ -54,7 +56,8 @@ impl FieldParser {
         }
     }
 
-    /// Bytes: a number, or with a `k`, `m`, `g` (1024 each) and an optional `b` or `ib`, as the docker client takes them.
+    /// Parses a number of bytes as the docker client does. `k`, `m` or `g` after it multiplies by 1024, and `b` or `ib`
+    /// may follow.
     pub(super) fn bytes(&mut self, variable: &str, text: Option<&str>) -> Option<i64> {
         let text = text?.trim().to_ascii_lowercase();
         let digits = text.trim_end_matches("ib").trim_end_matches('b');
@@ -75,7 +78,7 @@ impl FieldParser {
         bytes
     }
 
-    /// A list: JSON, or comma-separated.
+    /// Parses a list, in JSON or separated by commas.
     pub(super) fn list(&mut self, variable: &str, text: Option<&str>) -> Option<Vec<String>> {
         let text = text?.trim();
         if !text.starts_with('[') {
@@ -90,7 +93,7 @@ impl FieldParser {
         }
     }
 
-    /// A map: JSON object, or `name=value` comma-separated.
+    /// Parses a map: a JSON object, or `name=value` separated by commas.
     pub(super) fn map(&mut self, variable: &str, text: Option<&str>) -> Option<Vec<(String, String)>> {
         let text = text?.trim();
         let pairs = if text.starts_with('{') {
@@ -109,7 +112,7 @@ impl FieldParser {
         pairs
     }
 
-    /// An `http` or `https` URL without user, query or fragment; trailing slashes are cut.
+    /// Parses an `http` or `https` URL without user, query or fragment, and removes slashes at its end.
     pub(super) fn url(&mut self, variable: &str, text: Option<&str>) -> Option<String> {
         let cure = "use http://HOST or https://HOST, with a port and base path if there is one";
         let Some(text) = text.map(|text| text.trim().trim_end_matches('/')) else {
@@ -129,14 +132,14 @@ impl FieldParser {
                 && !text.contains('#')
         });
         if !good {
-            // The text is not shown: it may hold a password.
+            // The text is not shown, because it may hold a password.
             self.problem(variable, "it is no URL that can be used here".to_owned(), cure);
             return None;
         }
         Some(text.to_owned())
     }
 
-    /// A proxy's URL must be one that the HTTP client takes, which is built without SOCKS.
+    /// Checks that the HTTP client can use this URL of a proxy. The client is built without SOCKS.
     pub(super) fn proxy(&mut self, variable: &str, url: &Secret) {
         use ureq::ProxyProtocol::{Http, Https};
         let usable = ureq::Proxy::new(url.expose())
@@ -146,7 +149,7 @@ impl FieldParser {
         }
     }
 
-    /// A tenant of OpenAEV becomes a part of paths.
+    /// Parses a tenant of OpenAEV, which becomes a segment of paths.
     pub(super) fn tenant(&mut self, variable: &str, text: Option<&str>) -> Option<String> {
         let text = text?.trim();
         let usable = text.len() <= 63 && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
@@ -157,10 +160,10 @@ impl FieldParser {
         usable.then(|| text.to_owned())
     }
 
-    /// PEM texts, or paths of files that hold them.
+    /// Parses certificates: PEM texts, or paths of files that hold them.
     pub(super) fn certificates(&mut self, variable: &str, text: Option<&str>) -> Vec<String> {
         let Some(text) = text.map(str::trim) else { return vec![] };
-        // PEM texts may have comments with commas in them, so that they are not taken apart.
+        // PEM texts may have comments with commas in them, so they are not split at commas.
         let items = if text.contains("-----BEGIN") && !text.starts_with(['[', '/', '.']) {
             vec![text.to_owned()]
         } else {

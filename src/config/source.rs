@@ -1,5 +1,5 @@
-//! Where the variables come from: the environment over the daemon's YAML files, `_FILE` forms and indexed lists resolved.
-//! Reads files; decides nothing about values.
+//! Collects the texts of the variables from the daemon's YAML files and the environment, and resolves `_FILE` forms and
+//! indexed lists. Reads files, but decides nothing about values.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,10 +15,10 @@ use super::variables::{
 use super::{Notice, Problem};
 use crate::model::PlatformKind;
 
-/// Variables by upper-case name.
+/// The texts of variables, by name in upper case.
 type Texts = BTreeMap<String, String>;
 
-/// The texts of all layers, and what was wrong or worth a notice while they were read.
+/// The texts of all layers, with the problems and notices from reading them.
 pub(super) struct Source {
     texts: Texts,
     pub(super) problems: Vec<Problem>,
@@ -26,8 +26,9 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Reads all layers: `files` in order, later ones win, then `environment`, which wins over all. Secrets that are given as
-    /// files are left alone until they are asked for, because those of a platform without a lane are nobody's concern.
+    /// Reads all layers: `files` in order, of which later ones win, and then `environment`, which wins over all. Files
+    /// that hold secrets are read only when the secret is asked for, because nobody needs those of a platform without a
+    /// lane.
     pub(super) fn read(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Self {
         let mut problems = Vec::new();
         let mut texts = Texts::new();
@@ -55,24 +56,25 @@ impl Source {
         self.resolve(LANE_VARIABLES, Some(platform))
     }
 
-    /// Whether a platform is to have a lane, as a text.
+    /// The text of the variable that enables a platform.
     pub(super) fn enable(&self, platform: PlatformKind) -> Option<&str> {
         let variable = LANE_VARIABLES.iter().find(|variable| variable.field == "enable")?;
         self.given(&variable.name(Some(platform))).or_else(|| variable.default(Some(platform)))
     }
 
-    /// The names of what is set and begins with `prefix`.
+    /// The names of the variables that are set and begin with `prefix`.
     pub(super) fn names_under(&self, prefix: &str) -> Vec<&str> {
         let names = self.texts.keys().map(String::as_str).filter(|name| name.starts_with(prefix));
         names.filter(|name| self.given(name).is_some()).collect()
     }
 
-    /// An empty text counts as not set.
+    /// The text of a variable. `None` when it is not set or empty.
     fn given(&self, name: &str) -> Option<&str> {
         self.texts.get(name).map(String::as_str).filter(|text| !text.trim().is_empty())
     }
 
-    /// The texts of `variables`, or of a platform's keys, with the secrets that are in files and with the defaults.
+    /// The texts of `variables`, which are those of the process or of `platform`, with defaults and with secrets from
+    /// files.
     fn resolve<T: DeserializeOwned + Default>(&mut self, variables: &[Variable], platform: Option<PlatformKind>) -> T {
         let mut resolved = Texts::new();
         for variable in variables.iter().filter(|variable| variable.serves(platform)) {
@@ -89,7 +91,8 @@ impl Source {
         })
     }
 
-    /// What the file of a secret's `_FILE` form holds. `None`: there is none, or it cannot be used, or it is empty.
+    /// The content of the file that the `_FILE` form of a secret names. `None` when there is no such form, or the file
+    /// cannot be read or is empty.
     fn secret_in_file(&mut self, name: &str) -> Option<String> {
         let file_name = format!("{name}_FILE");
         let path = self.given(&file_name)?.to_owned();
@@ -107,7 +110,7 @@ impl Source {
     }
 }
 
-/// The environment wins, also over the other forms of the same secret in a file.
+/// Lays the environment over the files. A secret in the environment also wins over its other form in a file.
 fn overlay(texts: &mut Texts, environment: Texts) {
     for name in environment.keys() {
         match name.strip_suffix("_FILE") {
@@ -134,7 +137,7 @@ fn is_secret(name: &str) -> bool {
 
 fn read_yaml(file: &Path) -> Result<Texts, String> {
     let text = fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-    // The library's words would quote the file, and there are secrets in it.
+    // The library's message would quote the file, which holds secrets.
     let value: Value = serde_saphyr::from_str(&text).map_err(|error| {
         let place = error.location().map(|place| format!(", see line {} column {}", place.line(), place.column()));
         format!("{} is not YAML{}", file.display(), place.unwrap_or_default())
@@ -148,7 +151,7 @@ fn read_yaml(file: &Path) -> Result<Texts, String> {
     Ok(texts)
 }
 
-/// `{opencti: {url: x}}` becomes `OPENCTI__URL=x`. What a declared variable holds is kept whole, as JSON.
+/// Turns `{opencti: {url: x}}` into `OPENCTI__URL=x`. The value of a declared variable is kept whole, as JSON.
 fn flatten(path: &str, value: &Value, texts: &mut Texts) {
     let text = match value {
         Value::Null => return,
@@ -165,7 +168,7 @@ fn flatten(path: &str, value: &Value, texts: &mut Texts) {
     texts.insert(path.to_owned(), text);
 }
 
-/// `NAME__0`, `NAME__1` become a JSON list in `NAME`, as the daemon's configuration library reads them.
+/// Joins `NAME__0`, `NAME__1` and so on to a JSON list in `NAME`, as the daemon's configuration library does.
 fn join_indexed(texts: &mut Texts) {
     let mut lists: BTreeMap<String, BTreeMap<usize, String>> = BTreeMap::new();
     texts.retain(|name, text| {
@@ -184,7 +187,8 @@ fn join_indexed(texts: &mut Texts) {
     }
 }
 
-/// What is no path, as far as can be told, is taken for the secret itself and not shown.
+/// The problem of a secret's file that cannot be read. A text that does not look like a path may be the secret itself
+/// and is not shown.
 pub(super) fn unreadable_secret(variable: &str, path: &str, error: &std::io::Error) -> Problem {
     let path = path.trim();
     let is_path = ["/", "./", "../", "~/"].iter().any(|start| path.starts_with(start));
@@ -195,7 +199,7 @@ pub(super) fn unreadable_secret(variable: &str, path: &str, error: &std::io::Err
     Problem::new(variable, what, "put the secret into a file, and the file's absolute path here")
 }
 
-/// Reads a file that holds a secret, without the line end that editors leave, and notes when everybody may read it.
+/// Reads a file that holds a secret, without the line break at its end. Adds a notice when everybody can read the file.
 pub(super) fn read_secret(path: &Path, variable: &str, notices: &mut Vec<Notice>) -> std::io::Result<String> {
     let text = fs::read_to_string(path)?;
     #[cfg(unix)]
@@ -210,8 +214,9 @@ pub(super) fn read_secret(path: &Path, variable: &str, notices: &mut Vec<Notice>
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// Notices about names alone, whatever platform is enabled. Unknown ones are reported with the nearest known one, as a warning:
-/// the daemon ignores them, and so its users may have some. Known ones that are of no use are noted.
+/// Makes notices about the names of variables, whichever platform is enabled. An unknown name gets a warning with the
+/// nearest known name. It is no problem, because the daemon ignores unknown names, so its users may have some. A known
+/// name without use gets a notice.
 fn judge_names(texts: &Texts) -> Vec<Notice> {
     let mut notices = Vec::new();
     let mut meaningless = Vec::new();
@@ -240,7 +245,7 @@ fn judge_names(texts: &Texts) -> Vec<Notice> {
     notices
 }
 
-/// The secret whose `_FILE` form this name is.
+/// The secret of which this name is the `_FILE` form. `None` for any other name.
 fn secret_of_file(name: &str) -> Option<&'static Variable> {
     declared(name.strip_suffix("_FILE")?).filter(|variable| variable.kind == Kind::Secret)
 }

@@ -1,4 +1,4 @@
-//! Every variable, declared once: its name, its default and what it means. The README table is made from this.
+//! Declares every variable once: its name, its default and its meaning. The README table is generated from this.
 //!
 //! The two platforms have the same keys under prefixes of their own. Such a key is declared without the prefix, and texts name
 //! it as `P__KEY`.
@@ -13,13 +13,14 @@ use crate::secret::Secret;
 pub(super) enum Kind {
     /// Its value may stand in messages.
     Plain,
-    /// Its value is never shown, and can be given as a file with `_FILE` appended to the name.
+    /// Its value must not be shown. It can also be read from a file, whose path is in the variable with `_FILE` after
+    /// the name.
     Secret,
-    /// The daemon's, without meaning for a single pass: it is accepted with a notice.
+    /// A variable of the daemon that has no meaning for a single pass. It is accepted with a notice.
     Meaningless,
 }
 
-/// What applies when a variable is not set.
+/// The default of a variable that is not set.
 #[derive(Debug, Clone, Copy)]
 enum Fallback {
     Nothing,
@@ -33,15 +34,15 @@ pub struct Variable {
     /// The name without a prefix and in lower case, as envy reads it.
     pub(super) field: &'static str,
     pub(super) kind: Kind,
-    /// The one platform that has a use for this key; `None`: all have.
+    /// The only platform that has a use for this key. `None` when all have.
     pub(super) only: Option<PlatformKind>,
     fallback: Fallback,
-    /// Markdown.
+    /// The meaning in Markdown, for the README table.
     doc: &'static str,
 }
 
 impl Variable {
-    /// The name of the environment variable; `platform` is `None` for a variable of the process.
+    /// The name of the environment variable. `platform` is `None` for a variable of the process.
     pub(super) fn name(&self, platform: Option<PlatformKind>) -> String {
         format!("{}{}", platform.map_or("", PlatformKind::prefix), self.field.to_ascii_uppercase())
     }
@@ -64,7 +65,7 @@ impl Variable {
 macro_rules! variables {
     ($(#[$about:meta])* $all:ident, $texts:ident;
      $($field:ident: $kind:ident $(for $only:ident)? $(= $default:literal $(/ $openaev:literal)?)?, $doc:literal;)+) => {
-        /// The declared ones, in the order of the documentation.
+        /// The declared variables, in the order of the README table.
         pub(super) const $all: &[Variable] = &[$(Variable {
             field: stringify!($field),
             kind: Kind::$kind,
@@ -93,14 +94,14 @@ macro_rules! variables {
 }
 
 variables! {
-    /// The variables that the whole process has once, as texts; `None`: not set and without a default.
+    /// The texts of the variables of the process. `None` when a variable is not set and has no default.
     PROCESS_VARIABLES, ProcessTexts;
     manager__id: Plain, "Identity of this manager, and the value of the `opencti-manager` label of everything it owns. Letters, digits, `-`, `_`, `.`, at most 63. Must never change: OpenCTI accepts one manager only. Required.";
     manager__name: Plain = "XTM reconcile", "Name of this manager as the platform shows it, at least 2 characters.";
     manager__credentials_key: Secret, "RSA private key, PEM (PKCS#8 or PKCS#1), 2048 bits or more. One of this, its `_FILE` form and the next is required.";
     manager__credentials_key_filepath: Plain, "Path of the same key in a file; the daemon's name for the `_FILE` form. Wins over `MANAGER__CREDENTIALS_KEY`.";
     manager__pass_deadline: Plain = "600", "Seconds after which a pass starts nothing new, finishes what runs and reports.";
-    manager__concurrency: Plain = "8", "Connectors that are worked on at the same time, 1 to 64.";
+    manager__concurrency: Plain = "8", "Connectors that are worked on at the same time, 1 to 64. With both platforms each has half of it, and one at least.";
     manager__max_removals_percent: Plain = "50", "Largest share of three or more owned connectors that one pass may remove.";
     manager__allow_prune: Plain = "false", "`true` removes whatever is not listed, whatever the share; the same as `--allow-prune`.";
     manager__reboot_loop__window: Plain = "300", "Seconds over which restarts are judged.";
@@ -130,7 +131,8 @@ variables! {
 }
 
 variables! {
-    /// The keys of one platform, as texts; `None`: not set and without a default, or of no use to that platform.
+    /// The texts of one platform's keys. `None` when a key is not set and has no default, or is of no use to that
+    /// platform.
     LANE_VARIABLES, LaneTexts;
     enable: Plain = "true" / "false", "Whether this platform has a lane of its own in each pass. The values of a platform that is not enabled are not checked.";
     url: Plain, "URL of the platform, with its base path if it has one; also given to its connectors, as `OPENCTI_URL` or `OPENAEV_URL`. Required.";
@@ -183,15 +185,15 @@ variables! {
     daemon__kubernetes__base_deployment_json: Plain, "The same; wins over it.";
 }
 
-/// The daemon's groups of keys for orchestrators that this version does not have.
+/// The daemon's groups of keys for orchestrators that this version does not support.
 const IGNORED_GROUPS: [&str; 2] = ["DAEMON__PORTAINER__", "DAEMON__SWARM__"];
 
-/// The platform whose key this is, and the key without the prefix.
+/// The platform whose prefix the name has, and the key without the prefix. `None` for a variable of the process.
 pub(super) fn split_prefix(name: &str) -> Option<(PlatformKind, &str)> {
     PlatformKind::ALL.into_iter().find_map(|platform| Some((platform, name.strip_prefix(platform.prefix())?)))
 }
 
-/// The declared variable of this name; a platform's key under either prefix.
+/// The declared variable of this name. A platform's key is found under either prefix.
 #[must_use]
 pub fn declared(name: &str) -> Option<&'static Variable> {
     let name = name.to_ascii_uppercase();
@@ -202,7 +204,7 @@ pub fn declared(name: &str) -> Option<&'static Variable> {
     variables.iter().find(|variable| variable.field.eq_ignore_ascii_case(key))
 }
 
-/// Whether the name is one of the daemon's for an orchestrator that this version does not have.
+/// Whether the daemon uses this name for an orchestrator that this version does not support.
 pub(super) fn is_ignored(name: &str) -> bool {
     split_prefix(name).is_some_and(|(_, key)| IGNORED_GROUPS.iter().any(|group| key.starts_with(group)))
 }
@@ -214,7 +216,7 @@ pub(super) fn names() -> impl Iterator<Item = String> {
     PROCESS_VARIABLES.iter().map(|variable| variable.name(None)).chain(lanes)
 }
 
-/// The README's table of variables, in Markdown.
+/// Renders the README's table of variables in Markdown.
 #[must_use]
 pub fn markdown() -> String {
     let [opencti, openaev] = PlatformKind::ALL.map(|platform| format!("`{}`", platform.prefix()));

@@ -1,4 +1,4 @@
-//! What can be wrong with a workload. The words for it, and what to do about it, are each orchestrator's own.
+//! The troubles that a workload can have. Each orchestrator has its own words and cures for them.
 
 use serde::Serialize;
 
@@ -8,7 +8,7 @@ use crate::model::Cure;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TroubleKind {
-    /// It ends again and again.
+    /// It crashes again and again.
     CrashLoop,
     /// It was ended for using more memory than it may.
     OutOfMemory,
@@ -18,26 +18,26 @@ pub enum TroubleKind {
     Settings,
     /// The node cannot start it.
     WontStart,
-    /// No node takes it.
+    /// No node has room for it or matches its constraints.
     Unschedulable,
-    /// A node threw it out.
+    /// A node evicted it, for lack of memory or disk.
     Evicted,
-    /// The orchestrator is not allowed to run it: a quota or an admission policy.
+    /// A quota or an admission policy does not let the orchestrator run it.
     NotAdmitted,
     /// It has not come to run for long, and nothing says why.
     Stuck,
-    /// Its rollout is paused: changes do not reach what runs.
+    /// Its rollout is paused, so that changes do not reach what runs.
     Paused,
     /// Somebody changed it since it was applied.
     Drifted,
 }
 
-/// Something wrong with a workload that no step of this pass mends.
+/// Something wrong with a workload that no step of this pass repairs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Trouble {
-    /// What kind.
+    /// The kind of trouble, which is the same on every orchestrator.
     pub kind: TroubleKind,
-    /// What it is, in plain words.
+    /// The trouble in plain words.
     pub what: &'static str,
     /// The orchestrator's own words.
     pub detail: String,
@@ -46,7 +46,7 @@ pub struct Trouble {
 }
 
 impl TroubleKind {
-    /// Whether the connector does not run at all for it.
+    /// Whether it keeps the connector from running at all.
     #[must_use]
     pub fn blocks(self) -> bool {
         !matches!(self, Self::CrashLoop | Self::OutOfMemory | Self::Evicted | Self::Paused | Self::Drifted)

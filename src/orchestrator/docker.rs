@@ -23,8 +23,8 @@ use crate::holder::Holder;
 use crate::memory::Memory;
 use crate::model::{Cure, Handle, Phase};
 use crate::orchestrator::{
-    Executed, LogRead, LogRequest, Look, Observation, Orchestrator, OrchestratorError, Owner, Permission, Recalled,
-    StepContext, StepError,
+    LogRead, LogRequest, Look, Observation, Orchestrator, OrchestratorError, Owner, Permission, Recalled, StepContext,
+    StepError,
 };
 use crate::plan::{StartReason, Step};
 use crate::progress::Progress;
@@ -42,33 +42,34 @@ const UNREACHABLE: Cure = Cure(
 const FAILED: Cure = Cure("look into the engine's log at this time; the next pass tries again");
 const TOO_OLD: Cure = Cure("upgrade the engine (20.10 or later), or this program");
 const LOOK_AT_IT: Cure = Cure("look at the container and into the engine's log; the next pass tries again");
-/// Times that a renaming which the engine failed at is tried again.
+/// How often a rename is tried again that the engine failed to do.
 const RENAME_TRIES: usize = 2;
-/// Versions of the API to try, in order. 1.41 has all that is used here; engines from 29 on refuse what is older than 1.44,
-/// engines before 25 do not know that yet, and the last one is for engines that refuse both.
+/// The API versions to try, in this order. Engines from 29 on refuse everything older than 1.44, and engines before 25
+/// do not know 1.44 yet. They get 1.41, which has everything that is used here. The last one is for engines that refuse
+/// both.
 const API_VERSIONS: [&ClientVersion; 3] = [
     &ClientVersion { major_version: 1, minor_version: 44 },
     &ClientVersion { major_version: 1, minor_version: 41 },
     API_DEFAULT_VERSION,
 ];
 
-/// Everything about the engine.
+/// The settings of the Docker engine and of every container that a lane creates on it.
 #[derive(Debug, Clone)]
 pub struct DockerSettings {
-    /// Where it is.
+    /// The address of the engine, from `DOCKER_HOST`.
     pub endpoint: Endpoint,
-    /// When images are pulled; `None`: by the image's tag.
-    pub pull_policy: Option<PullPolicy>,
-    /// What every container gets.
+    /// When images are pulled. `None` decides by the tag of the image, as Kubernetes does.
+    pub(crate) pull_policy: Option<PullPolicy>,
+    /// What every container gets, whichever connector it runs.
     pub container: ContainerDefaults,
 }
 
 /// How to reach the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
-    /// Path of a Unix socket.
+    /// The path of a Unix socket.
     Unix(String),
-    /// `host:port`, with TLS when files are given.
+    /// `host:port`, over TLS when there are certificates.
     Tcp(String, Option<TlsFiles>),
 }
 
@@ -82,19 +83,17 @@ impl std::fmt::Display for Endpoint {
     }
 }
 
-/// Certificates as the docker client names them.
+/// The certificates in `DOCKER_CERT_PATH`, under the names that the docker client gives them: `ca.pem`, `cert.pem`,
+/// `key.pem`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// `ca.pem`
-    pub ca: PathBuf,
-    /// `cert.pem`
-    pub cert: PathBuf,
-    /// `key.pem`
-    pub key: PathBuf,
+    pub(crate) ca: PathBuf,
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
-/// One engine, and what is needed to work on it.
-pub struct Docker {
+/// A connection to one engine, for one manager and one platform.
+pub(crate) struct Docker {
     engine: Engine,
     description: String,
     endpoint: Endpoint,
@@ -105,7 +104,7 @@ pub struct Docker {
 }
 
 impl Docker {
-    /// Reaches the engine, and agrees with it on a version of the API.
+    /// Connects to the engine and agrees with it on a version of the API.
     pub async fn connect(
         docker: &DockerSettings,
         owner: Owner,
@@ -137,7 +136,8 @@ impl Docker {
         }
     }
 
-    /// Removes a container whatever it does. One that is gone, or that somebody else is removing, is as good as removed.
+    /// Removes a container even while it runs. A container that is gone, or that somebody else is removing, counts as
+    /// removed.
     async fn remove(&self, id: &str) -> Result<(), EngineError> {
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
         match self.engine.remove_container(id, Some(options)).await {
@@ -150,17 +150,18 @@ impl Docker {
         self.engine.start_container(id, None::<StartContainerOptions>).await
     }
 
-    /// Asks to end, and kills after the container's own grace period.
+    /// Asks a container to end. The engine kills it after the container's own grace period.
     async fn stop(&self, id: &str) -> Result<(), EngineError> {
         self.engine.stop_container(id, None::<StopContainerOptions>).await
     }
 
-    /// Renames a container. The engine cannot while a crashing one waits for its next run: that one is stopped for it.
+    /// Renames a container. The engine cannot rename one that crashed and waits for its next run, so such a container
+    /// is stopped for the rename and started again.
     async fn rename(&self, id: &str, name: &str) -> Result<(), EngineError> {
         let ask = || self.engine.rename_container(id, RenameContainerOptionsBuilder::default().name(name).build());
         for _ in 0..RENAME_TRIES {
             match ask().await {
-                // 404 is what the engine says of the network that such a one does not have just then.
+                // Between two runs a container has no network, and the engine answers 404 for that network.
                 Err(error) if matches!(status(&error), Some(404 | 500)) => {}
                 done => return done,
             }
@@ -185,7 +186,7 @@ impl Docker {
     }
 }
 
-/// The first version of the API that the engine accepts.
+/// Connects with the first API version that the engine accepts. Also returns the description of the engine.
 async fn negotiate(endpoint: &Endpoint) -> Result<(Engine, String), OrchestratorError> {
     let unreachable = |error: &EngineError| OrchestratorError::Unreachable {
         place: place(endpoint),
@@ -205,7 +206,7 @@ async fn negotiate(endpoint: &Endpoint) -> Result<(Engine, String), Orchestrator
                 let (name, api) = (found.version.unwrap_or_default(), found.api_version.unwrap_or_default());
                 return Ok((engine, format!("Docker {name}, API {api}")));
             }
-            // Also an engine that wants TLS answers 400, but speaks of that.
+            // An engine that wants TLS answers 400 as well, but its message does not mention a version.
             Err(error) if status(&error) == Some(400) && words(&error).contains("version") => refusal = words(&error),
             Err(error) => return Err(unreachable(&error)),
         }
@@ -230,7 +231,7 @@ fn place(endpoint: &Endpoint) -> String {
     format!("the Docker engine at {endpoint}")
 }
 
-/// The HTTP status of an engine's answer.
+/// The HTTP status of an engine's answer; `None` when there is no answer.
 fn status(error: &EngineError) -> Option<u16> {
     match error {
         EngineError::DockerResponseServerError { status_code, .. } => Some(*status_code),
@@ -250,7 +251,8 @@ fn is_transport(error: &EngineError) -> bool {
     )
 }
 
-/// An engine's error without the client's framing, and with the causes that the client leaves out.
+/// The text of an engine's error, without what the client library puts around it and with the causes that the library
+/// leaves out.
 fn words(error: &EngineError) -> String {
     match error {
         EngineError::DockerResponseServerError { message, .. } => message.trim().to_owned(),
@@ -271,7 +273,7 @@ fn words(error: &EngineError) -> String {
     }
 }
 
-/// A step's part that failed.
+/// Turns an engine's error into the error of a step; `what` completes "the container …".
 fn part(what: &'static str) -> impl FnOnce(EngineError) -> StepError {
     move |error| StepError::Refused { what: format!("the container {what}"), why: words(&error), cure: LOOK_AT_IT }
 }
@@ -303,34 +305,32 @@ impl Orchestrator for Docker {
         self.observe_all(desired, memory).await
     }
 
-    async fn execute(&self, _: Permit, step: &Step, context: StepContext<'_>) -> Result<Executed, StepError> {
+    async fn execute(&self, _: Permit, step: &Step, context: StepContext<'_>) -> Result<Option<Handle>, StepError> {
         let spec = || context.spec.ok_or_else(|| StepError::Internal(format!("a {} without a spec", step.word())));
         match step {
-            Step::Deploy { name } => self.deploy(spec()?, name, context.stop).await.map(Executed::leaving),
+            Step::Deploy { name } => self.deploy(spec()?, name, context.stop).await.map(Some),
             Step::Refresh { old, old_name, old_up, name, start, .. } => {
                 let old = replace::Old { handle: old, name: old_name, up: *old_up };
-                self.refresh(spec()?, &old, name, *start, context).await
+                self.refresh(spec()?, &old, name, *start, context).await.map(Some)
             }
-            // Containers are replaced: nothing stands in the way of a refresh.
+            // The planner recreates Deployments only. A container is always replaced by another one.
             Step::Recreate { .. } => Err(StepError::Internal("a container need not be recreated".to_owned())),
             Step::Rename { handle, to, .. } => {
                 if let Err(error) = self.rename(&handle.0, to).await {
                     return Err(self.unnamed(to, error, "cannot be renamed").await);
                 }
-                Ok(Executed::leaving(handle.clone()))
+                Ok(Some(handle.clone()))
             }
-            Step::Start { handle, reason } => {
-                self.begin(handle, *reason).await.map(|()| Executed::leaving(handle.clone()))
-            }
+            Step::Start { handle, reason } => self.begin(handle, *reason).await.map(|()| Some(handle.clone())),
             Step::Stop { handle } | Step::Hold { handle, .. } => {
                 self.stop(&handle.0).await.map_err(part("cannot be stopped"))?;
-                Ok(Executed::leaving(handle.clone()))
+                Ok(Some(handle.clone()))
             }
             Step::Remove { handle, .. } => {
-                // Asked to end first: a connector may have work to finish.
+                // A connector may have work to finish, so it is asked to end before it is removed.
                 self.stop(&handle.0).await.or_else(gone).map_err(part("cannot be stopped"))?;
                 self.remove(&handle.0).await.map_err(part("cannot be removed"))?;
-                Ok(Executed::leaving_nothing())
+                Ok(None)
             }
         }
     }
@@ -354,13 +354,13 @@ impl Orchestrator for Docker {
         Ok(())
     }
 
-    /// Who may use the engine's socket may do everything.
+    /// The engine has no permissions: whoever may use its socket may do everything.
     async fn permissions(&self) -> Result<Vec<Permission>, OrchestratorError> {
         Ok(vec![])
     }
 }
 
-/// A container that is gone need not be stopped.
+/// Accepts an error that says that the container is gone, for such a container need not be stopped.
 fn gone(error: EngineError) -> Result<(), EngineError> {
     if status(&error) == Some(404) { Ok(()) } else { Err(error) }
 }

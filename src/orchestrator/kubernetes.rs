@@ -30,8 +30,8 @@ use crate::memory::{ConnectorMemory, Memory};
 use crate::model::{ConnectorId, Cure, Handle, PlatformKind, short_hash};
 use crate::orchestrator::versioned::{decode, encode};
 use crate::orchestrator::{
-    Executed, LogRead, LogRequest, Look, Observation, Orchestrator, OrchestratorError, Owner, Permission, Recalled,
-    StepContext, StepError,
+    LogRead, LogRequest, Look, Observation, Orchestrator, OrchestratorError, Owner, Permission, Recalled, StepContext,
+    StepError,
 };
 use crate::plan::{RemoveReason, Step};
 use crate::render::Registry;
@@ -41,21 +41,21 @@ use api::{Api, Kind};
 use condition::LogSource;
 use lease::{HeldLease, Record};
 
-/// What a pass remembers of one connector, on its Deployment.
+/// The annotation of a Deployment with what a pass remembers of its connector.
 const ANNOTATION_MEMORY: &str = "xtm-reconcile/memory";
-/// What was applied to a Deployment, so that a change by somebody else is seen.
+/// The annotation of a Deployment with what was applied to it, so that a change by somebody else is seen.
 const ANNOTATION_APPLIED: &str = "xtm-reconcile/applied";
-/// The last registration, on the Lease.
+/// The annotation of the Lease with the last registration.
 const ANNOTATION_REGISTRATION: &str = "xtm-reconcile/registration";
 /// Longest wait for the API server's first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait for credentials from a plugin.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest RFC 1123 label.
+/// Characters of the longest RFC 1123 label.
 const NAME_MAX: usize = 63;
 
-/// Everything that a pass needs to be allowed, and no more: group, resource, verb. The Role in `deploy/kubernetes` grants
-/// exactly this.
+/// The permissions that a pass needs, each as group, resource and verb. The Role in `deploy/kubernetes` grants exactly
+/// these.
 pub const PERMISSIONS: [(&str, &str, &str); 15] = [
     ("", "namespaces", "get"),
     ("apps", "deployments", "list"),
@@ -74,54 +74,47 @@ pub const PERMISSIONS: [(&str, &str, &str); 15] = [
     ("coordination.k8s.io", "leases", "patch"),
 ];
 
-/// What an apply left for later passes.
+/// What an apply notes for later passes, in the annotation `xtm-reconcile/applied`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Applied {
-    /// Of which configuration it was.
+    /// The hash of the configuration that was applied.
     hash: String,
-    /// Which fields were ours then.
+    /// A fingerprint of the fields that were ours after the apply.
     fields: String,
-    /// The Secret of the pods before, until the last of them is gone.
+    /// The Secret of the pods from before the apply. `None` once the last of them is gone and the Secret is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retired: Option<String>,
 }
 
-/// What is known of a Deployment beside what the plan needs.
+/// What the pass knows of a Deployment beside what the plan needs.
 #[derive(Debug)]
 struct Known {
     connector: ConnectorId,
     log: Option<LogSource>,
-    /// The text of its memory as it stands there.
+    /// The memory as the text that is in the annotation now.
     memory: Option<String>,
-    /// What its last apply left, once nothing names the Secret that was retired then.
+    /// The note of the last apply, when nothing uses its retired Secret any more, so that the Secret can be deleted.
     outlived: Option<Applied>,
 }
 
-/// Everything about the cluster.
+/// The settings of the cluster and of every Deployment that a lane creates in it.
 #[derive(Debug)]
 pub struct KubernetesSettings {
-    /// How to reach it.
-    pub access: ClusterAccess,
-    /// Where connectors run; `None`: where the access says.
+    pub(crate) access: ClusterAccess,
+    /// The namespace of the connectors. `None` uses that of the pod, or of the kubeconfig's context.
     pub namespace: Option<String>,
-    /// What every Deployment gets.
+    /// What every Deployment gets, whichever connector it runs.
     pub workload: WorkloadDefaults,
 }
 
 /// How to reach an API server.
 #[derive(Debug)]
-pub enum ClusterAccess {
-    /// With the service account of the pod this runs in.
+pub(crate) enum ClusterAccess {
+    /// With the service account of the pod in which this program runs.
     InCluster,
-    /// As a kubeconfig says.
-    Kubeconfig {
-        /// All its files, merged.
-        config: Box<Kubeconfig>,
-        /// `None`: its current context.
-        context: Option<String>,
-        /// Their paths, for messages.
-        paths: String,
-    },
+    /// With a kubeconfig, whose files are merged in `config`. `paths` names the files for messages; a `context` of
+    /// `None` is the current one.
+    Kubeconfig { config: Box<Kubeconfig>, context: Option<String>, paths: String },
 }
 
 impl fmt::Display for KubernetesSettings {
@@ -136,8 +129,8 @@ impl fmt::Display for KubernetesSettings {
     }
 }
 
-/// One namespace, and what is needed to work in it.
-pub struct Kubernetes {
+/// A connection to one namespace, for one manager and one platform.
+pub(crate) struct Kubernetes {
     api: Arc<Api>,
     description: String,
     owner: Owner,
@@ -151,7 +144,7 @@ pub struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Reaches the API server.
+    /// Connects to the API server and asks for its version.
     pub async fn connect(
         kubernetes: &KubernetesSettings,
         owner: Owner,
@@ -170,12 +163,12 @@ impl Kubernetes {
                 let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
                 let read = Config::from_custom_kubeconfig((**config).clone(), &options).await;
                 let mut config = read.map_err(|error| refused(api::words(&error)))?;
-                // The environment's proxy is the platform's.
+                // The proxy of the environment is meant for the platform, not for the cluster.
                 config.proxy_url = None;
                 config
             }
         };
-        // Tries are counted and bounded here, where what was asked is known.
+        // `Api` repeats requests itself, because it knows what each asks for. The library must not do it as well.
         config.default_retry = false;
         let namespace = kubernetes.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let place = format!("the API server at {}", config.cluster_url.to_string().trim_end_matches('/'));
@@ -212,22 +205,23 @@ impl Kubernetes {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Name and uid of the Lease that is held: what owns what belongs to no single connector.
+    /// Name and uid of the Lease that is held. It owns the objects that belong to no single connector.
     fn lease_owner(&self) -> Option<(String, String)> {
         self.lease().as_ref().map(|(_, record)| (self.lease_name(), record.uid.clone()))
     }
 
-    /// The Lease of this manager and platform.
+    /// The name of the Lease of this manager and platform.
     fn lease_name(&self) -> String {
         object_name(self.owner.manager.as_str(), &format!("-{}", self.owner.platform.label()))
     }
 
-    /// The Lease of version 0.1, which knew OpenCTI alone. `None` for the other platform.
+    /// The name of the Lease of version 0.1, which served only OpenCTI. `None` for the other platform.
     fn former_lease_name(&self) -> Option<String> {
         (self.owner.platform == PlatformKind::OpenCti).then(|| object_name(self.owner.manager.as_str(), ""))
     }
 
-    /// The pull secret for the configured registry. `OpenCTI`'s keeps the name that version 0.1 gave it: Deployments refer to it.
+    /// The name of the pull secret for the configured registry. For `OpenCTI` it is the name that version 0.1 gave it,
+    /// because existing Deployments refer to that name.
     fn pull_secret_name(&self) -> String {
         format!("{}-registry", self.former_lease_name().unwrap_or_else(|| self.lease_name()))
     }
@@ -236,14 +230,14 @@ impl Kubernetes {
         let Some((name, uid)) = handle.0.split_once('/') else { return Ok(()) };
         let patch = json!({ "metadata": { "uid": uid, "annotations": { ANNOTATION_MEMORY: text } } });
         match self.api.merge::<Value>(Kind::Deployments, name, None, &patch).await {
-            // Gone, or another one by now: there is nothing to remember it with.
+            // The Deployment is gone or is another one by now, so its memory has no place and no use any more.
             Err(error) if error.is_absent() || error.is_another() => Ok(()),
             done => done.map(drop).map_err(Into::into),
         }
     }
 }
 
-/// The client. Making it may run a credentials plugin, which may wait for ever: nothing else waits for that.
+/// Makes the client, within a bounded time. This may run a credentials plugin, and a plugin may wait for ever.
 async fn client(config: Config) -> Result<Client, String> {
     let making = tokio::task::spawn_blocking(move || Client::try_from(config));
     match tokio::time::timeout(CREDENTIALS_TIMEOUT, making).await {
@@ -253,7 +247,8 @@ async fn client(config: Config) -> Result<Client, String> {
     }
 }
 
-/// A manager's id may hold what a name may not: then a hash of it keeps two such names apart.
+/// The name of an object of this manager. A manager's id may be too long for a name or hold characters that a name
+/// cannot have. Then the name holds a hash of the id, so that two such managers have different names.
 fn object_name(manager: &str, end: &str) -> String {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let name = format!("xtm-reconcile-{manager}{end}");
@@ -280,7 +275,7 @@ impl Orchestrator for Kubernetes {
         &self.description
     }
 
-    /// The Lease has its own duration and is renewed: how long the pass may take does not matter to it.
+    /// Ignores how long the pass may take, because the Lease has its own short duration and is renewed.
     async fn lock(&self, _: Permit, holder: &Holder, _: Duration) -> Result<Self::Lock, OrchestratorError> {
         self.take_lease(holder).await
     }
@@ -297,36 +292,35 @@ impl Orchestrator for Kubernetes {
         self.observe_all(desired).await
     }
 
-    async fn execute(&self, _: Permit, step: &Step, context: StepContext<'_>) -> Result<Executed, StepError> {
+    async fn execute(&self, _: Permit, step: &Step, context: StepContext<'_>) -> Result<Option<Handle>, StepError> {
         let spec = || context.spec.ok_or_else(|| StepError::Internal(format!("a {} without a spec", step.word())));
         match step {
-            Step::Deploy { name } => self.deploy(spec()?, name, true).await.map(Executed::leaving),
+            Step::Deploy { name } => self.deploy(spec()?, name, true).await.map(Some),
             Step::Refresh { old, start, .. } => {
-                let last_log = self.last_log(old, context).await;
-                let handle = Some(self.refresh(spec()?, old, *start).await?);
-                Ok(Executed { handle, last_log })
+                self.read_last_log(old, context).await;
+                self.refresh(spec()?, old, *start).await.map(Some)
             }
             Step::Recreate { old, name, start, obstacle, .. } => {
-                let last_log = self.last_log(old, context).await;
-                let handle = Some(self.recreate(spec()?, old, name, *start, *obstacle, context.stop).await?);
-                Ok(Executed { handle, last_log })
+                self.read_last_log(old, context).await;
+                self.recreate(spec()?, old, name, *start, *obstacle, context.stop).await.map(Some)
             }
             Step::Rename { .. } => Err(StepError::Internal("a Deployment cannot be renamed".to_owned())),
             Step::Start { handle, .. } => {
                 self.scale(handle, 1).await?;
-                Ok(Executed::leaving(handle.clone()))
+                Ok(Some(handle.clone()))
             }
             Step::Stop { handle } | Step::Hold { handle, .. } => {
                 self.scale(handle, 0).await?;
-                Ok(Executed::leaving(handle.clone()))
+                Ok(Some(handle.clone()))
             }
             Step::Remove { handle, reason, .. } => {
-                // Another one of the same connector stays, and may be started next.
+                // Another workload of the same connector stays and may be started next. The removed one has to end
+                // before that.
                 if *reason != RemoveReason::NotListed {
                     self.end(handle, context.stop).await?;
                 }
                 self.delete(handle).await?;
-                Ok(Executed::leaving_nothing())
+                Ok(None)
             }
         }
     }
@@ -347,7 +341,7 @@ impl Orchestrator for Kubernetes {
         Ok(())
     }
 
-    /// Each Deployment is written whose memory is not as it should be: the one that was just made in place of another, too.
+    /// Writes each Deployment whose stored memory differs, including one that was just made in place of another.
     async fn remember(&self, _: Permit, before: Option<&Memory>, memory: &Memory) -> Result<(), OrchestratorError> {
         if before.is_none_or(|before| before.registration != memory.registration) {
             self.write_registration(memory).await?;
@@ -356,7 +350,7 @@ impl Orchestrator for Kubernetes {
             let connector = memory.connectors.get(&known.connector).filter(|connector| !connector.is_empty());
             connector.and_then(|connector| encode(connector).ok())
         };
-        // Nothing is taken away of what this pass did not see through: only what it had, or what nobody can read.
+        // A memory is deleted only when this pass knew it or when nobody can read it.
         let ours = |known: &Known| {
             let had = before.is_none_or(|before| before.connectors.contains_key(&known.connector));
             had || known.memory.as_ref().is_some_and(|text| decode::<ConnectorMemory>(text).is_err())

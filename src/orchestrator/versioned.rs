@@ -1,9 +1,9 @@
-//! What is remembered, as text in a label or an annotation: small JSON with the version of its form.
+//! Encodes what a pass remembers as text for a label or an annotation: small JSON with the version of its format.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Version of the form. Another one is not read.
+/// The version of the format. Text of any other version is not read.
 const VERSION: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
@@ -13,12 +13,12 @@ struct Versioned<T> {
     value: T,
 }
 
-/// The text of a value.
+/// Encodes a value as text.
 pub(super) fn encode<T: Serialize>(value: T) -> Result<String, serde_json::Error> {
     serde_json::to_string(&Versioned { v: VERSION, value })
 }
 
-/// The value of a text, or why it cannot be read.
+/// Decodes the value of a text. The error says why the text cannot be read.
 pub(super) fn decode<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     #[derive(Deserialize)]
     struct Head {

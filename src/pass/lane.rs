@@ -1,4 +1,5 @@
-//! One platform's part of a pass: registration check -> pull -> observe -> plan -> apply -> health -> logs -> report.
+//! Runs one platform's part of a pass: registration check -> pull -> observe -> plan -> apply -> health -> logs ->
+//! report.
 
 mod publishing;
 mod registration;
@@ -33,22 +34,22 @@ use crate::stop::{Cause, Stop};
 /// Added to the pass deadline, so that the lock outlives the steps that finish after it.
 const LOCK_GRACE: Duration = Duration::from_mins(4);
 
-/// Everything that one lane needs to know.
+/// The settings of one lane.
 #[derive(Debug)]
 pub struct LaneSettings {
     /// How to reach the platform.
     pub platform: PlatformSettings,
-    /// What connectors get of the proxy, when they are to use it.
+    /// What connectors get of the proxy. `None` when they do not use it.
     pub connector_proxy: Option<ConnectorProxy>,
-    /// Where images come from.
+    /// The registry that images come from, with its login.
     pub registry: Registry,
-    /// Where connectors run, and what every workload gets.
+    /// The orchestrator on which the connectors run, and what every workload gets there.
     pub orchestrator: OrchestratorSettings,
-    /// What decides between steps.
+    /// The part of the configuration that the decisions depend on.
     pub policy: Policy,
 }
 
-/// Why a lane went no further.
+/// Why a lane ends early.
 enum End {
     Platform(PlatformError),
     Orchestrator(OrchestratorError),
@@ -75,7 +76,7 @@ struct Lane<'a> {
     report: LaneReport,
 }
 
-/// What a pass saw and what it means to do.
+/// What the platform wants, what the lane plans to do for it, and the specs that this needs.
 struct Look {
     desired: Arc<Desired>,
     plan: Arc<Plan>,
@@ -86,12 +87,14 @@ struct Look {
 struct Known {
     recalled: Memory,
     findings: Findings,
+    /// What this pass itself has written before its end.
+    written: Option<Memory>,
 }
 
 /// Runs one lane to its end.
 pub(super) async fn run(pass: &Pass, settings: LaneSettings) -> LaneReport {
     let begun = Instant::now();
-    // A lock that this lane loses must not stop the other.
+    // When this lane loses its lock, the other lane must go on.
     let stop = pass.stop.child();
     let platform = platform::connect(&settings.platform, &pass.manager, pass.concurrency, stop.clone());
     let report = LaneReport::new(platform.kind(), platform.url(), &settings.orchestrator.place());
@@ -135,7 +138,8 @@ impl Lane<'_> {
         }
     }
 
-    /// Reaches both sides at once. When neither can be reached, the report has both errors.
+    /// Connects to the platform and the orchestrator at the same time. When neither can be reached, the report has both
+    /// errors.
     async fn connect<O: Orchestrator>(
         &mut self,
         connecting: impl Future<Output = Result<O, OrchestratorError>>,
@@ -156,7 +160,7 @@ impl Lane<'_> {
         Ok((orchestrator, version))
     }
 
-    /// What [`Self::with_lock`] would do, without a write.
+    /// Reports what [`Self::with_lock`] would do, without a write.
     async fn foresee<O: Orchestrator>(&mut self, orchestrator: &O, version: &str) -> Result<(), End> {
         let mut recalled = self.recall(orchestrator).await?.memory;
         if !self.foresee_registration(version, recalled.registration.as_ref()).await? {
@@ -177,7 +181,7 @@ impl Lane<'_> {
 
     async fn with_lock<O: Orchestrator>(&mut self, orchestrator: &O, permit: Permit, version: &str) -> Result<(), End> {
         let holder = holder::this_process(&self.pass.id);
-        // Not cut short by a signal: a lock that is taken must be known, to be given back.
+        // A signal must not cut this short, because a lock that is taken must be known to be released.
         let lock = orchestrator.lock(permit, &holder, self.stop.remaining() + LOCK_GRACE).await?;
         let done = self.locked(orchestrator, permit, version).await;
         if let Err(error) = orchestrator.unlock(permit, lock).await {
@@ -186,13 +190,16 @@ impl Lane<'_> {
         done
     }
 
-    /// Everything that happens while the lock is held. However it ends, what was found out is remembered.
+    /// Does everything that happens while the lock is held. However that ends, what the lane found out is remembered.
     async fn locked<O: Orchestrator>(&mut self, orchestrator: &O, permit: Permit, version: &str) -> Result<(), End> {
-        let Recalled { memory, stale, .. } = self.recall(orchestrator).await?;
-        let mut known = Known { recalled: memory, findings: Findings::default() };
+        let Recalled { memory, stale, locked, .. } = self.recall(orchestrator).await?;
+        if let Some(locked) = locked {
+            return Err(locked.into());
+        }
+        let mut known = Known { recalled: memory, findings: Findings::default(), written: None };
         let done = self.reconcile(orchestrator, permit, version, &mut known).await;
         let begun = Instant::now();
-        let before = (!stale).then_some(&known.recalled);
+        let before = (!stale).then(|| known.written.as_ref().unwrap_or(&known.recalled));
         let (memory, _) = self.next_memory(&known);
         if let Err(error) = orchestrator.remember(permit, before, &memory).await {
             self.report.orchestrator_failed(&error);
@@ -212,7 +219,7 @@ impl Lane<'_> {
         let desired = match self.pull().await {
             Ok(desired) => desired,
             Err(end) => {
-                self.publish_health_alone(orchestrator, permit, &known.recalled, &end).await;
+                self.publish_health_alone(orchestrator, permit, &mut known.recalled, &end).await;
                 return Err(end);
             }
         };
@@ -267,7 +274,8 @@ impl Lane<'_> {
         Ok(desired)
     }
 
-    /// The part that `plan` and a real pass share. What stands with the workloads is recalled here.
+    /// Does the part that `plan` and a real pass have in common. Also adds what is stored on the workloads to
+    /// `recalled`.
     async fn observe_and_plan<O: Orchestrator>(
         &mut self,
         orchestrator: &O,
@@ -316,11 +324,18 @@ impl Lane<'_> {
         permit: Permit,
         plan: &Plan,
         observation: &Observation,
-        known: &Known,
+        known: &mut Known,
     ) -> Result<(), End> {
         if plan.steps().any(|(_, step)| matches!(step, Step::Hold { .. })) {
-            // Killed between the stop and the record, the next pass would start what is to be held.
-            orchestrator.remember(permit, Some(&known.recalled), &self.next_memory(known).0).await?;
+            // The hold is stored before its step. If the pass were killed between the step and storing the hold, the
+            // next pass would start the connector again.
+            let (memory, _) = self.next_memory(known);
+            if let Err(error) = orchestrator.remember(permit, Some(&known.recalled), &memory).await {
+                // Nothing of the plan is carried out, so nothing of it may be remembered.
+                known.findings.planned = None;
+                return Err(error.into());
+            }
+            known.written = Some(memory);
         }
         if let Err(error) = orchestrator.mend(permit, observation).await {
             self.report.orchestrator_failed(&error);
@@ -328,8 +343,8 @@ impl Lane<'_> {
         Ok(())
     }
 
-    /// Carries the plan out. What nothing is done for is published meanwhile: a slow step of one connector must not make the
-    /// others look dead on the platform.
+    /// Carries out the plan. Publishes connectors without steps meanwhile, because a slow step for one connector must
+    /// not make the others look dead on the platform.
     async fn apply<O: Orchestrator>(
         &mut self,
         orchestrator: &O,
@@ -390,7 +405,7 @@ impl Lane<'_> {
         }
     }
 
-    /// A call to the platform, on a thread that may block.
+    /// Calls the platform on a thread that may block.
     async fn ask<T: Send + 'static>(
         &self,
         what: &'static str,
@@ -435,7 +450,7 @@ impl Lane<'_> {
     }
 }
 
-/// What is wrong with the workloads that stay.
+/// The troubles of the workloads that stay.
 fn troubles(plan: &Plan, observation: &Observation) -> BTreeMap<ConnectorId, Vec<Trouble>> {
     let workloads = observation.observed.workloads.iter();
     let kept = workloads.filter(|workload| plan.kept.get(&workload.connector) == Some(&workload.handle));

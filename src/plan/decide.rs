@@ -1,4 +1,4 @@
-//! The decision on each connector, one at a time.
+//! Decides about each connector, one at a time.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::plan::{
 };
 use crate::restart_window::{self, Assessment, Reading};
 
-/// Decisions so far, and what they leave to remember.
+/// The decisions so far, and what is to be remembered because of them.
 pub(super) struct Decided<'a> {
     policy: &'a Policy,
     now: Timestamp,
@@ -28,7 +28,7 @@ impl<'a> Decided<'a> {
         Self { policy, now, before, entries: vec![], assessments: BTreeMap::new(), connectors: BTreeMap::new() }
     }
 
-    /// A listed connector without fault.
+    /// Decides about a listed connector that can be used.
     pub(super) fn connector(&mut self, connector: &Connector, workload: Option<&Workload>, names: &Names<'_>) {
         if let Some(reason) = names.rejection(connector) {
             let (id, title) = (connector.id.clone(), connector.title.clone());
@@ -66,7 +66,7 @@ impl<'a> Decided<'a> {
         self.push(&connector.id, &connector.title, decision);
     }
 
-    /// A listed connector with a fault: what runs of it keeps running.
+    /// Decides about a listed connector that cannot be used. A workload that it has keeps running.
     pub(super) fn rejected(&mut self, rejected: &Rejected, workload: Option<&Workload>) {
         self.remember(&rejected.id, workload, 0);
         if let Some(before) = self.before.connectors.get(&rejected.id) {
@@ -77,7 +77,8 @@ impl<'a> Decided<'a> {
         self.push(&rejected.id, &rejected.title, Decision::Reject(rejected.reason.clone()));
     }
 
-    /// A connector that is not listed any more; its removals are entries already.
+    /// Decides about the workloads that stay of a connector that is not listed any more. Its removals are entries
+    /// already.
     pub(super) fn unlisted(&mut self, id: &ConnectorId, workloads: &[&Workload], refusal: Option<&PruneRefusal>) {
         let mut stays = false;
         for workload in workloads {
@@ -96,7 +97,7 @@ impl<'a> Decided<'a> {
         }
     }
 
-    /// The decisions, the judgements and the next memory.
+    /// Returns the decisions, the judgements and the next memory.
     pub(super) fn finish(self) -> (Vec<Entry>, BTreeMap<ConnectorId, Assessment>, Memory) {
         let connectors = self.connectors.into_iter().filter(|(_, memory)| !memory.is_empty()).collect();
         let memory =
@@ -108,7 +109,7 @@ impl<'a> Decided<'a> {
         self.entries.push(Entry { connector: id.clone(), title: title.to_owned(), decision });
     }
 
-    /// Whether it was held with this configuration, and nobody released it since.
+    /// Whether the connector is held with this configuration and nobody has released it since.
     fn held(&self, connector: &Connector, workload: &Workload) -> bool {
         let held = self.before.connectors.get(&connector.id).and_then(|memory| memory.held.as_ref());
         connector.requested == Requested::Run
@@ -117,7 +118,8 @@ impl<'a> Decided<'a> {
             && !workload.phase.is_up()
     }
 
-    /// Whether this configuration did not start lately, and replacing what works would only interrupt it again.
+    /// The rejection of a configuration that lately did not start. Another attempt so soon would only interrupt the old
+    /// workload again. `None` when it may be tried.
     fn backs_off(&self, connector: &Connector, workload: &Workload) -> Option<Rejection> {
         let refused = self.before.connectors.get(&connector.id)?.refused.as_ref()?;
         let waits = refused.hash == connector.hash
@@ -129,8 +131,8 @@ impl<'a> Decided<'a> {
         waits.then_some(Rejection::WontStart { times: refused.times, after })
     }
 
-    /// Remembers a hold that lasts. What releases one also ends the loop that led to it: without that, the restarts
-    /// before the release would have the workload held again.
+    /// Remembers a hold that lasts. A release also forgets the restarts that led to the hold, because otherwise they
+    /// would lead to the next one at once.
     fn keep_or_release(&mut self, connector: &Connector, workload: &Workload, held: bool) {
         let was_held = self.before.connectors.get(&connector.id).is_some_and(|memory| memory.held.is_some());
         let changed = workload.hash.as_ref() != Some(&connector.hash);
@@ -144,14 +146,14 @@ impl<'a> Decided<'a> {
         }
     }
 
-    /// Brings the restart history up to date; `extra` are restarts that this plan makes itself.
+    /// Brings the restart history up to date. `extra` counts restarts that this plan makes itself.
     fn remember(&mut self, id: &ConnectorId, workload: Option<&Workload>, extra: u64) -> Option<Assessment> {
         let known = self.before.connectors.get(id).and_then(|memory| memory.window.as_ref());
         let reading = workload.and_then(|workload| {
             let counter = match (&workload.vitals, extra) {
                 (Some(vitals), _) => vitals.restarts,
                 (None, 0) => return None,
-                // The engine's counter of a workload that is down has nothing new to tell.
+                // Nobody looked at the counter of a workload that is down, so the last known one counts.
                 (None, _) => known.filter(|w| w.generation == workload.handle.0).map_or(0, |w| w.counter),
             };
             let vitals = workload.vitals.as_ref();
@@ -170,7 +172,7 @@ impl<'a> Decided<'a> {
         if window.is_some() {
             self.connectors.entry(id.clone()).or_default().window = window;
         }
-        // How far its log was delivered is true whatever is decided here.
+        // How far the log was delivered does not depend on any decision.
         if let Some(log) = self.before.connectors.get(id).and_then(|memory| memory.log.clone()) {
             self.connectors.entry(id.clone()).or_default().log = Some(log);
         }
@@ -223,7 +225,7 @@ fn stop(workload: &Workload) -> Decision {
     }
 }
 
-/// Whether there is something to stop.
+/// Whether the workload does anything that has to be stopped.
 fn must_stop(workload: &Workload) -> bool {
     match workload.phase {
         Phase::Running | Phase::Restarting | Phase::Multiplied | Phase::Pending | Phase::Paused => true,
@@ -231,7 +233,7 @@ fn must_stop(workload: &Workload) -> bool {
     }
 }
 
-/// It should run, the platform was told that it does, and it does not: it ended by itself.
+/// Whether the workload ended by itself: it should run, the platform shows that it does, and it does not.
 fn has_ended(connector: &Connector, workload: &Workload) -> bool {
     connector.requested == Requested::Run
         && connector.shown == Some(CurrentStatus::Started)

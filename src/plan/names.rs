@@ -1,4 +1,4 @@
-//! Who may have which workload name.
+//! Decides which connector may have which workload name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,11 +6,11 @@ use crate::desired::{Desired, Rejection};
 use crate::model::{Connector, ConnectorId, Handle, Observed};
 use crate::plan::{Decision, Entry, Step};
 
-/// Who may have a name, whatever becomes of the workloads.
+/// Which connector has a claim to which name, whatever becomes of the workloads.
 pub(super) struct Claims<'a> {
     foreign: &'a BTreeMap<String, String>,
     failed: &'a BTreeMap<ConnectorId, String>,
-    /// The connector that may have a name which several want.
+    /// For each name, the connector that may have it.
     winners: BTreeMap<&'a str, &'a ConnectorId>,
 }
 
@@ -21,7 +21,7 @@ impl<'a> Claims<'a> {
         let mut winners: BTreeMap<&str, &ConnectorId> = BTreeMap::new();
         for (id, connector) in &desired.connectors {
             let name = connector.name.as_str();
-            // Ids come in ascending order: the first stays unless a later one owns the workload.
+            // Ids come in ascending order, so the smallest id wins unless a later one has the workload of that name.
             if owners.contains(&(name, id)) || !winners.contains_key(name) {
                 winners.insert(name, id);
             }
@@ -29,7 +29,7 @@ impl<'a> Claims<'a> {
         Self { foreign: &observed.foreign, failed: &observed.failed, winners }
     }
 
-    /// Why this connector cannot be planned here, if so.
+    /// Why this connector cannot be planned. `None` when it can.
     pub(super) fn rejection(&self, connector: &Connector) -> Option<Rejection> {
         let name = connector.name.as_str();
         if let Some(why) = self.failed.get(&connector.id) {
@@ -42,16 +42,17 @@ impl<'a> Claims<'a> {
         (*winner != connector.id).then(|| Rejection::NameCollision { name: name.to_owned(), other: winner.clone() })
     }
 
-    /// Whether a workload of this connector could not be looked at: then nothing is known of which one should stay.
+    /// Whether a workload of this connector could not be looked at. Then it is unknown which of its workloads should
+    /// stay.
     pub(super) fn is_unobservable(&self, id: &ConnectorId) -> bool {
         self.failed.contains_key(id)
     }
 }
 
-/// What the names lead to, for each connector.
+/// The names that connectors can have while this plan is carried out.
 pub(super) struct Names<'a> {
     claims: Claims<'a>,
-    /// Names that our workloads have and keep while this plan is carried out.
+    /// The names of the workloads that stay, each with its connector.
     held: BTreeMap<&'a str, &'a ConnectorId>,
 }
 
@@ -69,12 +70,13 @@ impl<'a> Names<'a> {
         Self { claims, held }
     }
 
-    /// Why this connector cannot be planned here, if so.
+    /// Why this connector cannot be planned. `None` when it can.
     pub(super) fn rejection(&self, connector: &Connector) -> Option<Rejection> {
         self.claims.rejection(connector)
     }
 
-    /// The name its workload can have now: its own, or a temporary one while another connector's workload still has it.
+    /// The name that the workload of this connector can have now: its own name, or a temporary one while the workload
+    /// of another connector still has that name.
     pub(super) fn final_name(&self, connector: &Connector) -> String {
         match self.held.get(connector.name.as_str()) {
             Some(holder) if **holder != connector.id => connector.name.staged(&connector.hash),

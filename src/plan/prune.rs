@@ -1,4 +1,4 @@
-//! The prune guard: an implausible listing removes nothing.
+//! The prune guard: refuses all removals when the platform's list is implausible.
 
 use serde::Serialize;
 
@@ -7,7 +7,7 @@ use crate::memory::Memory;
 use crate::model::{ConnectorId, Workload};
 use crate::plan::{Groups, PrunePolicy};
 
-/// Why removals are refused.
+/// Why the prune guard refuses removals.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum PruneRefusal {
@@ -16,51 +16,53 @@ pub enum PruneRefusal {
         "the platform lists no connector while {owned} are deployed here; nothing is removed. If that is right, run once with --allow-prune"
     )]
     EmptyListing {
-        /// Connectors with a workload.
+        /// The number of connectors that have a workload here.
         owned: usize,
     },
-    /// Too large a share would go at once.
+    /// Too large a share of the connectors would be removed at once.
     #[error(
         "{removals} of {owned} connectors would be removed, more than MANAGER__MAX_REMOVALS_PERCENT={max_percent}; nothing is removed. If that is right, run once with --allow-prune"
     )]
     TooMany {
-        /// Connectors that would go.
+        /// The number of connectors that would be removed.
         removals: usize,
-        /// Connectors with a workload.
+        /// The number of connectors that have a workload here.
         owned: usize,
-        /// The limit.
+        /// The largest share that may be removed, in percent.
         max_percent: u8,
     },
-    /// Refused by an earlier pass. Without this, connectors deployed since would make the share look small.
+    /// An earlier pass refused some of the removals. Without this reason, connectors that were deployed since would
+    /// make the share small enough to be allowed.
     #[error(
         "{removals} connectors are not listed, and an earlier pass refused to remove {spared} of them; nothing is removed. If that is right, run once with --allow-prune"
     )]
     RefusedBefore {
-        /// Connectors that would go.
+        /// The number of connectors that would be removed.
         removals: usize,
-        /// Those of them that the guard kept before.
+        /// How many of them the guard kept in an earlier pass.
         spared: usize,
     },
-    /// Some entries of the list could not even be identified. No flag overrides this one.
+    /// Some entries of the list have no usable id, so the connectors that seem unlisted may be among them. No flag
+    /// overrides this.
     #[error(
         "{unidentified} entries of the platform's list have no usable id, so {removals} connectors that seem unlisted are kept"
     )]
     PartialListing {
-        /// Entries without an id.
+        /// The number of entries without a usable id.
         unidentified: usize,
-        /// Connectors that would go.
+        /// The number of connectors that would be removed.
         removals: usize,
     },
 }
 
 impl PruneRefusal {
-    /// Whether it stands until the operator allows the removals or the connectors are listed again.
+    /// Whether later passes refuse as well, until the operator allows the removals or the connectors are listed again.
     pub(super) fn is_lasting(&self) -> bool {
         !matches!(self, Self::PartialListing { .. })
     }
 }
 
-/// Judges the removals that the listing would lead to. Workloads that carry no platform label are never among them.
+/// Judges the removals that the listing would lead to. Workloads without a platform label are not among them.
 pub(super) fn judge(
     desired: &Desired,
     groups: &Groups<'_>,

@@ -1,11 +1,11 @@
-//! What both protocols have in common in reading answers, and how an answer is quoted without what is secret in it.
+//! Reads answers as far as both protocols have it in common, and quotes them without showing secrets.
 
 use super::error::PlatformError;
 use super::transport::Answer;
 
-/// Characters of an unexpected answer that are shown.
+/// How many characters of an unexpected answer are shown.
 const EXCERPT: usize = 120;
-/// Characters of a platform's own message that are passed on.
+/// How many characters of a platform's own message are passed on.
 const MESSAGE_MAX: usize = 500;
 
 impl Answer {
@@ -13,7 +13,7 @@ impl Answer {
         (200..300).contains(&self.status)
     }
 
-    /// Whether it is a page for people: that of a login, a proxy or a wrong address.
+    /// Whether the answer is an HTML page, which comes from a login, a proxy or a wrong address.
     pub(crate) fn is_html(&self) -> bool {
         let body = self.body.trim_start();
         body.starts_with('<') || (self.content_type.starts_with("text/html") && !body.is_empty())
@@ -21,7 +21,7 @@ impl Answer {
 }
 
 impl PlatformError {
-    /// For a status that nothing more is known of.
+    /// The error for a status of which nothing more is known.
     pub(crate) fn status(operation: &'static str, url: &str, answer: &Answer) -> Self {
         let excerpt = match answer.status {
             300..=399 => format!("redirects to {}", answer.location),
@@ -35,7 +35,8 @@ impl PlatformError {
         Self::NotProtocol { operation, url, kind: "an HTML page", wanted, excerpt }
     }
 
-    /// For an answer that is not JSON. What looks like JSON is not quoted: it may hold a connector's values.
+    /// The error for an answer that is not JSON. Text that looks like JSON is not quoted, because it may hold a
+    /// connector's values.
     pub(crate) fn unparsable(operation: &'static str, url: &str, text: &str, error: &serde_json::Error) -> Self {
         let (kind, excerpt) = match text.trim_start().chars().next() {
             None => ("nothing", excerpt("")),
@@ -45,14 +46,14 @@ impl PlatformError {
         Self::NotProtocol { operation, url: url.to_owned(), kind, wanted: "JSON", excerpt }
     }
 
-    /// For JSON that does not have the protocol's shape.
+    /// The error for JSON that does not have the shape that the protocol prescribes.
     pub(crate) fn unexpected(operation: &'static str, url: &str, error: &serde_json::Error) -> Self {
         let (url, excerpt) = (url.to_owned(), shape_fault(error));
         Self::NotProtocol { operation, url, kind: "other JSON than the protocol's", wanted: "JSON", excerpt }
     }
 }
 
-/// A platform's own message, at a length that a report can hold.
+/// A platform's own message, cut to a length that fits into a report.
 pub(crate) fn message(text: &str) -> String {
     text.chars().take(MESSAGE_MAX).collect()
 }
@@ -65,11 +66,12 @@ pub(crate) fn excerpt(text: &str) -> String {
     if cut.is_empty() { "(empty)".to_owned() } else { cut }
 }
 
-/// What is wrong with the shape of a value, without the value: serde's messages quote it, and it may be a secret.
+/// Says what is wrong with the shape of a value without quoting it. The messages of serde quote the value, which may be
+/// a secret.
 pub(crate) fn shape_fault(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let known = ["missing field", "duplicate field", "unknown field"].iter().any(|start| message.starts_with(start));
-    // The last one: the value may hold the word itself.
+    // The last "expected" is that of serde. A value before it may hold the same word.
     match message.rsplit_once("expected ") {
         _ if known => message,
         Some((_, expected)) if expected.starts_with("struct ") => "it is not an object".to_owned(),

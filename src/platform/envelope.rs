@@ -1,4 +1,5 @@
-//! Opens the platform's envelopes (contracts 2): `version ‖ RSA(AES key ‖ IV) ‖ AES-256-GCM ciphertext ‖ tag`.
+//! Opens the envelopes in which the platforms send secrets (contracts 2): `version ‖ RSA(AES key ‖ IV) ‖ AES-256-GCM
+//! ciphertext ‖ tag`.
 
 use aes_gcm::aead::Aead;
 use aes_gcm::{Aes256Gcm, KeyInit, Nonce};
@@ -18,29 +19,26 @@ const IV: usize = 12;
 /// Bytes of the AES-GCM tag.
 const TAG: usize = 16;
 
-/// Why an envelope cannot be opened. Which half failed is told apart only as far as the cure differs.
+/// Why an envelope cannot be opened. Failures with the same cure are not distinguished.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
-    /// Not base64.
+    /// The text is not base64.
     #[error("it is not base64: type the value again on the platform")]
     NotBase64,
-    /// Shorter than the smallest envelope.
-    #[error("it has {got} bytes, an envelope for this key has at least {least}: type the value again on the platform")]
-    TooShort {
-        /// Bytes that came.
-        got: usize,
-        /// Smallest size.
-        least: usize,
-    },
-    /// A version byte that is not known.
+    /// It is shorter than the smallest envelope.
+    #[error(
+        "it has {got} bytes, an envelope for this key has at least {least}: it is damaged or was encrypted for another key; type the value again on the platform"
+    )]
+    TooShort { got: usize, least: usize },
+    /// Its version byte is unknown.
     #[error("envelope version {0} is unknown; 1 and 2 are: a newer xtm-reconcile may read it")]
     UnknownVersion(u8),
-    /// The RSA part does not open.
+    /// The RSA part cannot be decrypted.
     #[error(
         "it was encrypted for another key than this one ({0}), or is damaged: type the value again on the platform"
     )]
     WrongKey(String),
-    /// The tag does not fit the content.
+    /// The tag does not match the content.
     #[error("it is damaged: type the value again on the platform")]
     Damaged,
     /// The clear text is not UTF-8.
@@ -48,7 +46,7 @@ pub enum EnvelopeError {
     NotUtf8,
 }
 
-/// Opens one envelope. Takes about 13 ms of CPU time with a key of 4096 bits.
+/// Opens one envelope. This takes about 13 ms of CPU time with a key of 4096 bits.
 pub fn open(key: &ManagerKey, text: &str) -> Result<Secret, EnvelopeError> {
     let bytes = STANDARD.decode(text.trim()).map_err(|_| EnvelopeError::NotBase64)?;
     let least = 1 + key.modulus_bytes() + TAG;

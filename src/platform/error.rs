@@ -1,143 +1,100 @@
-//! How a platform fails. What only one product says is explained in that product's file and comes here as text.
+//! The errors of a platform. Answers that only one product gives are explained in that product's file and come here as
+//! text.
 
 use super::transport::TransportError;
 use crate::model::Cure;
 
-/// Why a platform could not be used, or why it did not do what it was asked for.
+/// Why a platform could not be used, or why it did not do what it was asked for. `operation` names the request, `url`
+/// the platform, and `message` has the platform's words.
 #[derive(Debug, thiserror::Error)]
 pub enum PlatformError {
-    /// No answer came.
+    /// The request got no answer.
     #[error("{operation}: {source}")]
-    Transport {
-        /// What was asked.
-        operation: &'static str,
-        /// How it failed.
-        source: TransportError,
-    },
-    /// A status other than success, which the product's own file does not explain.
+    Transport { operation: &'static str, source: TransportError },
+    /// The status is not success, and the product's own file does not explain it.
     #[error("{operation}: {url} answered HTTP {status}: {excerpt}")]
     Status {
-        /// What was asked.
         operation: &'static str,
-        /// The platform.
         url: String,
-        /// The status.
         status: u16,
         /// How the body begins, or where it redirects.
         excerpt: String,
     },
-    /// An answer that is not what the protocol says.
+    /// The answer is not what the protocol prescribes.
     #[error("{operation}: {url} answered with {kind} instead of {wanted}: {excerpt}")]
     NotProtocol {
-        /// What was asked.
         operation: &'static str,
-        /// The platform.
         url: String,
-        /// What came.
         kind: &'static str,
-        /// What should have come.
         wanted: &'static str,
-        /// How it begins, or what the parser said; never a value of JSON.
+        /// How the answer begins, or what the parser said. It holds no value of JSON, which may be secret.
         excerpt: String,
     },
-    /// The token is not one that the platform accepts.
+    /// The platform does not accept the token.
     #[error("{url} refused the token {hint} (user agent {agent})")]
     TokenRefused {
-        /// The platform.
         url: String,
-        /// First characters of the token.
+        /// The first characters of the token.
         hint: String,
-        /// As sent.
+        /// The user agent that was sent.
         agent: &'static str,
-        /// Which token this product wants.
+        /// Says which token this product wants.
         cure: Cure,
     },
     /// The token's user may not do this.
     #[error("{operation}: the token's user on {url} lacks the capability {capability}")]
     Forbidden {
-        /// What was asked.
         operation: &'static str,
-        /// The platform.
         url: String,
-        /// What it takes.
+        /// The capability that the request needs.
         capability: &'static str,
     },
-    /// Older than the composer API.
+    /// The platform is older than the composer API.
     #[error("{url} runs version {version}, which is too old for the composer API: it exists from {least} on")]
     TooOld {
-        /// The platform.
         url: String,
-        /// As it says.
         version: String,
-        /// First version that has it.
+        /// The first version that has the API.
         least: &'static str,
     },
     /// Another manager has the place that this one wants.
     #[error("{what}")]
     OtherManager {
-        /// Who has it, on which platform, and what that means there.
+        /// Says who has it, on which platform, and what that means there.
         what: String,
-        /// How this product lets it be taken.
+        /// Says how to take the place from another manager of this product.
         cure: Cure,
     },
     /// The operation is not in the platform's schema.
     #[error("{operation}: {url} does not know this: {message}")]
-    NotSupported {
-        /// What was asked.
-        operation: &'static str,
-        /// The platform.
-        url: String,
-        /// The platform's words.
-        message: String,
-    },
-    /// An answer that only one product gives, explained by it.
+    NotSupported { operation: &'static str, url: String, message: String },
+    /// The answer is one that only this product gives, and the product's own file explains it.
     #[error("{operation}: {message}")]
     Explained {
-        /// What was asked.
         operation: &'static str,
-        /// What the answer means; names the platform.
+        /// Says what the answer means, and names the platform.
         message: String,
-        /// What to do about it.
         cure: Cure,
-        /// Whether other requests would be answered likewise.
+        /// Whether other requests would be answered in the same way.
         general: bool,
     },
-    /// Any other error of the platform's own.
+    /// The platform reports any other error, with a code.
     #[error("{operation}: {url} answered {code}: {message}")]
-    Refused {
-        /// What was asked.
-        operation: &'static str,
-        /// The platform.
-        url: String,
-        /// The platform's code.
-        code: String,
-        /// The platform's words.
-        message: String,
-    },
-    /// No value and no error.
+    Refused { operation: &'static str, url: String, code: String, message: String },
+    /// The answer has neither a value nor an error.
     #[error("{operation}: {url} answered null, without an error")]
-    Null {
-        /// What was asked.
-        operation: &'static str,
-        /// The platform.
-        url: String,
-    },
-    /// The task that made the call was lost.
+    Null { operation: &'static str, url: String },
+    /// The task that made the request was lost, which is a fault of this program.
     #[error("{operation}: the call was abandoned: {why}")]
-    Abandoned {
-        /// What was asked.
-        operation: &'static str,
-        /// How.
-        why: String,
-    },
+    Abandoned { operation: &'static str, why: String },
 }
 
 impl PlatformError {
-    /// Whether other requests would fail like this one: the platform as a whole cannot be used.
+    /// Whether other requests would fail like this one, because the platform as a whole cannot be used.
     #[must_use]
     pub fn is_general(&self) -> bool {
         match self {
-            // About what was sent: too large, or refused or choked on by something that looks into it.
+            // These are about the content of the request: it is too large, or something that looks into it refuses it.
             Self::Status { status, .. } => !matches!(status, 400 | 403 | 409 | 413 | 422 | 500),
             Self::Transport { .. } | Self::TokenRefused { .. } | Self::TooOld { .. } | Self::OtherManager { .. } => {
                 true

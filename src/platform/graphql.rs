@@ -1,4 +1,4 @@
-//! GraphQL over the transport: one document per request, and answers that are 200 even when they are errors.
+//! GraphQL over HTTP. Each request has one document, and an answer may have status 200 and still be an error.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::retry::{self, Retry};
 use super::transport::{Answer, Method, Request, Transport};
 use crate::stop::Stop;
 
-/// Broken entries of a list that one message names.
+/// How many broken entries of a list one message names.
 const PLACES_MAX: usize = 5;
 
 pub(crate) struct GraphQl {
@@ -23,21 +23,21 @@ pub(crate) struct GraphQl {
     url: String,
 }
 
-/// Why an operation gave no data.
+/// Why an operation returned no data.
 #[derive(Debug)]
 pub(crate) enum Fault {
-    /// What the platform itself says. What its code means is the product's to know.
+    /// The platform itself reports errors. The product knows what the code means.
     Errors {
         code: String,
-        /// The first error's words, with the entry of the list that it is about.
+        /// The message of the first error, with the entry of the list that it is about.
         message: String,
     },
-    /// A status, for the product to explain.
+    /// The status is not success. The product explains it.
     Status(Answer),
     Other(PlatformError),
 }
 
-/// One request, as its caller wants it made.
+/// How a request is to be made.
 pub(crate) struct Call {
     pub(crate) operation: &'static str,
     pub(crate) timeout: Duration,
@@ -75,8 +75,8 @@ impl GraphQl {
         Self { transport: Transport::new(settings, concurrency), stop, url: settings.url.clone() }
     }
 
-    /// Runs an operation and gives what `read` makes of its data. Any error in the answer is an error of the whole call,
-    /// even beside data: a part of a list is not a list.
+    /// Runs an operation and returns what `read` makes of its data. Any error in the answer fails the whole call, even
+    /// when there is data as well, because a part of a list must not be taken for the list.
     pub(crate) fn run<Q: GraphQLQuery, T>(
         &self,
         call: &Call,
@@ -121,7 +121,7 @@ impl GraphQl {
     }
 }
 
-/// The first error decides. The others add which further entries of a list are broken.
+/// Makes a fault of the errors. The first one decides, and the others add which further entries of a list are broken.
 fn fault(errors: Vec<WireError>) -> Option<Fault> {
     let mut places: Vec<String> = Vec::new();
     for place in errors.iter().filter_map(WireError::place) {
@@ -139,7 +139,8 @@ fn fault(errors: Vec<WireError>) -> Option<Fault> {
 }
 
 impl WireError {
-    /// The entry of a list that the error is about: a platform nulls the whole list for one entry that it cannot give.
+    /// The entry of a list that the error is about. The platform returns null for the whole list when a single entry is
+    /// broken.
     fn place(&self) -> Option<String> {
         let path = self.path.as_deref().unwrap_or_default();
         let index = path.iter().position(Value::is_u64)?;
@@ -160,7 +161,8 @@ impl WireError {
     }
 }
 
-/// What an error's data may identify an entry by. Its other keys are not shown: nobody knows what they hold.
+/// Whether this key of an error's data identifies an entry. Other keys are not shown, because their values may be
+/// secret.
 fn identifies(key: &str) -> bool {
     key == "id" || key.ends_with("_id") || key.ends_with("Id") || matches!(key, "name" | "slug" | "image")
 }

@@ -1,7 +1,8 @@
 //! OpenAEV over REST (contracts 3 and 6).
 //!
-//! It has one place for a composer and gives it to whoever registers, without a word to the one that had it. So this client
-//! finds out before a registration whether somebody has the place, and reports that instead of taking it.
+//! OpenAEV has one place for a composer and gives it to whoever registers, without notice to the composer that had it.
+//! So this client finds out before a registration whether another composer has the place, and reports that instead of
+//! taking the place.
 
 mod refusal;
 mod wire;
@@ -27,7 +28,7 @@ use crate::model::{ConnectorId, Cure, CurrentStatus, PlatformKind};
 use crate::stop::Stop;
 use refusal::{Refusal, Setting};
 
-/// First version with the composer API (contracts 0).
+/// The first version with the composer API (contracts 0).
 const FIRST_VERSION: (u64, u64, u64) = (2, 1, 0);
 const FIRST_VERSION_TEXT: &str = "2.1.0";
 
@@ -42,7 +43,7 @@ const CATALOG_READ: &str = "catalog read";
 const CATALOG_WRITE: &str = "catalog write";
 const SETTINGS_READ: &str = "platform settings read";
 
-/// One OpenAEV platform.
+/// A client for one OpenAEV platform.
 pub(crate) struct OpenAev {
     rest: Rest,
     url: String,
@@ -53,12 +54,12 @@ pub(crate) struct OpenAev {
     public_pem: String,
     tenant: Option<String>,
     take_over: bool,
-    /// The tenant of each listed instance that names one: logs are looked up in it (contracts 6).
+    /// The tenant of each listed instance that names one. Logs are sent to that tenant's route (contracts 6).
     tenants: Mutex<BTreeMap<String, String>>,
 }
 
 impl OpenAev {
-    /// A client; nothing is sent yet.
+    /// Makes the client without sending anything.
     pub(crate) fn new(settings: &PlatformSettings, manager: &Manager, concurrency: usize, stop: Stop) -> Self {
         Self {
             rest: Rest::new(settings, concurrency, stop),
@@ -74,12 +75,12 @@ impl OpenAev {
         }
     }
 
-    /// The composer's routes, in the tenant of the settings.
+    /// A route of the composer API, in the tenant of the settings.
     fn route(&self, below: &str) -> String {
         route(self.tenant.as_deref(), below)
     }
 
-    /// A route of this composer's own.
+    /// A route below this composer's id.
     fn own(&self, below: &str) -> String {
         self.route(&format!("/{}{below}", segment(&self.manager_id)))
     }
@@ -89,7 +90,7 @@ impl OpenAev {
         self.rest.send(&Call { operation, method: Method::Get, path, body: None, timeout, retry: Retry::Idempotent })
     }
 
-    /// A write that may happen twice, as all but the logs may.
+    /// Sends a write that may happen twice. This is so for all writes except the logs.
     fn put(&self, operation: &'static str, path: &str, body: Option<&Value>) -> Result<Reply, PlatformError> {
         let timeout = self.timeouts.request;
         self.rest.send(&Call { operation, method: Method::Put, path, body, timeout, retry: Retry::Idempotent })
@@ -117,7 +118,7 @@ impl OpenAev {
         Refusal::of(answer).explain(&setting, answer)
     }
 
-    /// The end of every write about one connector.
+    /// Checks the answer to a write about one connector.
     fn written(&self, operation: &'static str, reply: Reply, tenant: Option<&str>) -> Result<(), PlatformError> {
         match reply {
             Reply::Done(body) => self.rest.read_nothing(operation, &body),
@@ -125,7 +126,8 @@ impl OpenAev {
         }
     }
 
-    /// Whether the composer that has the place was in contact within the last two hours; false when nobody has it.
+    /// Whether the composer that has the place was in contact within the last two hours. False when nobody has the
+    /// place.
     fn reachable(&self) -> Result<bool, PlatformError> {
         let operation = "reachable";
         match self.get(operation, &self.route("/reachable"))? {
@@ -134,11 +136,12 @@ impl OpenAev {
         }
     }
 
-    /// Whose place it is when the platform does not take this manager for its composer. `None`: this manager may take it.
+    /// Describes who has the place when the platform does not accept this manager as its composer. `None` when this
+    /// manager may take the place.
     ///
-    /// A manager that was registered before has lost its place to somebody, who may be between two heartbeats. For one that
-    /// never was, a composer that was not in contact for two hours counts as gone, and so does an empty place, which the
-    /// platform does not tell from it.
+    /// A manager that was registered before has lost its place to another composer, even if that one was not in contact
+    /// lately. For a manager that was never registered, a composer without contact for two hours counts as gone. The
+    /// platform does not distinguish it from an empty place.
     fn occupant(&self, remembered: bool) -> Result<Option<String>, PlatformError> {
         if self.take_over {
             return Ok(None);
@@ -153,7 +156,8 @@ impl OpenAev {
         Ok(Some(format!("another composer, {contact}")))
     }
 
-    /// The same for an answer that may mean it, or the error that the answer is.
+    /// Calls [`Self::occupant`] when the answer says that the platform does not accept this manager. Any other answer
+    /// is an error.
     fn occupant_for(
         &self,
         operation: &'static str,
@@ -163,7 +167,7 @@ impl OpenAev {
     ) -> Result<Option<String>, PlatformError> {
         match Refusal::of(answer) {
             Refusal::WrongComposer => self.occupant(remembered),
-            // Builds before the check of the id fail so when nobody is registered.
+            // Builds that do not check the id yet fail like this when nobody is registered.
             _ if answer.status == 500 && matches!(self.reachable(), Ok(false)) => Ok(None),
             _ => Err(self.refused(operation, capability, answer)),
         }
@@ -234,11 +238,11 @@ impl Platform for OpenAev {
         let operation = "register";
         let body = json!({ "id": self.manager_id, "name": self.manager.name, "public_key": self.public_pem });
         let (path, timeout) = (self.route("/register"), self.timeouts.request);
-        // An upsert by id, so it may be sent twice.
+        // The registration is an upsert by id, so it may be sent twice.
         let retry = Retry::Idempotent;
         let call = Call { operation, method: Method::Post, path: &path, body: Some(&body), timeout, retry };
         match self.rest.send(&call)? {
-            // A registration takes the place from whoever has it, so this cannot be about another composer.
+            // A registration takes the place from whoever has it, so this refusal cannot be about another composer.
             Reply::Refused(answer) if Refusal::of(&answer) == Refusal::WrongComposer => {
                 Err(PlatformError::status(operation, &self.url, &answer))
             }
@@ -250,7 +254,7 @@ impl Platform for OpenAev {
         Registration { version: version.to_owned(), ..self.manager.clone() }
     }
 
-    /// The list is for the composer that has the place, so being given it tells who has it.
+    /// Asks for the list, which only the composer that has the place gets.
     fn registrant(&self, remembered: bool) -> Result<Registrant, PlatformError> {
         match self.list_reply()? {
             Reply::Done(_) => Ok(Registrant::Ours),
@@ -274,12 +278,12 @@ impl Platform for OpenAev {
         Ok(listing)
     }
 
-    /// Tries the reads of a pass. Whether the user may write cannot be told without a write.
+    /// Tries the reads of a pass. Without a write it is impossible to find out whether the user may write.
     fn capabilities(&self) -> Result<Option<Vec<Capability>>, PlatformError> {
         let granted = |operation, capability, reply| match reply {
             Reply::Done(_) => Ok(true),
             Reply::Refused(answer) => match Refusal::of(&answer) {
-                // The capability is checked before the composer's id.
+                // The platform checks the capability before the composer's id, so the user has the capability.
                 Refusal::WrongComposer => Ok(true),
                 Refusal::Hidden(_) => Ok(false),
                 _ => Err(self.refused(operation, capability, &answer)),
@@ -327,7 +331,8 @@ impl Platform for OpenAev {
         self.written(operation, reply, self.tenant.as_deref())
     }
 
-    /// One text with newlines: several would be taken for a set, which has no order and drops what is there twice.
+    /// Sends all lines as one text. The platform takes several texts for a set, which has no order and drops
+    /// duplicates.
     fn set_logs(&self, _: Permit, id: &ConnectorId, lines: &[String]) -> Result<(), PlatformError> {
         if lines.is_empty() {
             return Ok(());
@@ -338,7 +343,7 @@ impl Platform for OpenAev {
         let path = route(tenant.as_deref(), &format!("/{cid}/connector-instances/{iid}/logs"));
         let body = json!({ "connector_instance_logs": [lines.join("\n")] });
         let timeout = self.timeouts.request;
-        // Each call adds lines: after a lost answer, a second one might show them twice.
+        // Each call adds lines, so a second one after a lost answer might add the same lines twice.
         let retry = Retry::Never;
         let call = Call { operation, method: Method::Post, path: &path, body: Some(&body), timeout, retry };
         let reply = self.rest.send(&call)?;
@@ -346,7 +351,8 @@ impl Platform for OpenAev {
     }
 }
 
-/// A route of the composer API. A tenant's own exists for access control: a user's capability may be in that tenant alone.
+/// A route of the composer API, in a tenant if there is one. A user's capability may be limited to one tenant, and then
+/// only the routes of that tenant work.
 fn route(tenant: Option<&str>, below: &str) -> String {
     match tenant {
         None => format!("/api/xtm-composer{below}"),

@@ -1,5 +1,6 @@
-//! OpenCTI over GraphQL (contracts 1). Each operation is a document of its own, checked at build time against the schema
-//! beside it: a platform refuses a whole document for one field that it does not have.
+//! OpenCTI over GraphQL (contracts 1). Each operation is a document of its own, because a platform refuses a whole
+//! document for a single field that it does not know. The documents are checked against the schema beside them at build
+//! time.
 
 use graphql_client::GraphQLQuery;
 use serde::Deserialize;
@@ -22,10 +23,10 @@ use crate::model::{ConnectorId, Cure, CurrentStatus, PlatformKind};
 use crate::secret::Secret;
 use crate::stop::Stop;
 
-/// First version with the composer API outside a feature flag (contracts 0).
+/// The first version with the composer API outside a feature flag (contracts 0).
 const FIRST_VERSION: (u64, u64, u64) = (6, 8, 0);
 const FIRST_VERSION_TEXT: &str = "6.8.0";
-/// What every token begins with (contracts 5): it may be shown, for it tells nothing.
+/// The beginning of every token (contracts 5). It may be shown, because it is the same for all.
 const TOKEN_PREFIX: &str = "flgrn_octi_tkn_";
 
 /// The query that names the registered manager.
@@ -37,19 +38,20 @@ const TOKEN_CURE: Cure =
 const OTHER_MANAGER_CURE: Cure =
     Cure("set MANAGER__ID to the registered id to take its place, after stopping whatever else runs under it");
 
-/// What a manager's user needs (contracts 1.3), beside what `check` could not even ask without.
+/// The capabilities that the token's user needs (contracts 1.3), except for the one without which `check` cannot even
+/// ask.
 const CAPABILITIES: [(&str, Need); 3] = [
     ("CONNECTORAPI", Need::Always),
     ("SETTINGS_SETACCESSES", Need::Always),
     ("MODULES", Need::Useful { without: "the registered manager cannot be named; a pass works without" }),
 ];
 
-/// The schema's scalar, RFC 3339.
+/// The scalar `DateTime` of the schema, in RFC 3339.
 type DateTime = String;
 
 macro_rules! operations {
     ($($name:ident $document:tt),+ $(,)?) => {
-        /// What graphql_client makes of the operations.
+        /// The code that `graphql_client` generates from the operations.
         mod operations {
             #![allow(missing_docs, clippy::pedantic, reason = "generated")]
             use super::DateTime;
@@ -75,7 +77,7 @@ operations! {
 }
 use operations as op;
 
-/// One OpenCTI platform.
+/// A client for one OpenCTI platform.
 pub(crate) struct OpenCti {
     graphql: GraphQl,
     url: String,
@@ -86,7 +88,7 @@ pub(crate) struct OpenCti {
     public_pem: String,
 }
 
-/// The list, each entry as it came: a malformed one must not spoil the others.
+/// The list with unparsed entries, so that a malformed entry does no harm to the others.
 #[derive(Deserialize)]
 struct RawConnectors<'a> {
     #[serde(borrow, rename = "connectorsForManagers")]
@@ -94,7 +96,7 @@ struct RawConnectors<'a> {
 }
 
 impl OpenCti {
-    /// A client; nothing is sent yet.
+    /// Makes the client without sending anything.
     pub(crate) fn new(settings: &PlatformSettings, manager: &Manager, concurrency: usize, stop: Stop) -> Self {
         Self {
             graphql: GraphQl::new(settings, concurrency, stop),
@@ -107,7 +109,7 @@ impl OpenCti {
         }
     }
 
-    /// Every operation may be sent twice: reads, upserts, and writes that replace.
+    /// Runs an operation. It may be sent twice, because every operation is a read, an upsert or a write that replaces.
     fn query<Q: GraphQLQuery>(
         &self,
         operation: &'static str,
@@ -130,8 +132,8 @@ impl OpenCti {
         PlatformError::TokenRefused { url, hint, agent: USER_AGENT, cure: TOKEN_CURE }
     }
 
-    /// What a fault means (contracts 1.4). A status of 403 is never about a capability: OpenCTI tells that in an error of
-    /// its own. A 401 is a proxy's that knows about tokens.
+    /// Explains a fault (contracts 1.4). OpenCTI reports a missing capability as a GraphQL error, so a status of 403
+    /// means something else. A status of 401 comes from a proxy that checks tokens.
     fn error(&self, operation: &'static str, fault: Fault) -> PlatformError {
         let url = self.url.clone();
         let (code, message) = match fault {
@@ -154,7 +156,8 @@ impl OpenCti {
         }
     }
 
-    /// Who is registered: id, and how to call it. The platform has one place, older ones have several (contracts 1.2).
+    /// The registered managers, each with its id and a description for messages. The platform has one place, and older
+    /// versions have several (contracts 1.2).
     fn managers(&self) -> Result<Vec<(String, String)>, PlatformError> {
         let data = self.query::<op::Managers>(MANAGERS, op::managers::Variables {})?;
         let managers = data.connector_managers.into_iter();
@@ -166,7 +169,7 @@ fn names(managers: Vec<(String, String)>) -> String {
     managers.into_iter().map(|(_, name)| name).collect::<Vec<_>>().join(", ")
 }
 
-/// What an operation takes (contracts 1.1).
+/// The capability that an operation needs (contracts 1.1).
 fn capability(operation: &str) -> &'static str {
     match operation {
         LIST => "SETTINGS_SETACCESSES",
@@ -202,7 +205,7 @@ impl Platform for OpenCti {
                 Ok(Heartbeat::Known { registered_with: None })
             }
             Ok(_) => Ok(Heartbeat::Unregistered),
-            // "Cant find element to update" (contracts 1.2).
+            // The message of this error is "Cant find element to update" (contracts 1.2).
             Err(PlatformError::Refused { code, .. }) if code == "FUNCTIONAL_ERROR" => Ok(Heartbeat::Unregistered),
             Err(error) => Err(error),
         }
@@ -251,7 +254,7 @@ impl Platform for OpenCti {
         answer.map_err(|fault| self.error(LIST, fault))?.ok_or_else(|| self.null(LIST))
     }
 
-    /// Older platforms do not tell: then the field is not in their schema.
+    /// Older platforms do not know the field, so they do not say.
     fn capabilities(&self) -> Result<Option<Vec<Capability>>, PlatformError> {
         match self.query::<op::Capabilities>("me", op::capabilities::Variables {}) {
             Ok(data) => Ok(data.me.map(|me| {
@@ -271,7 +274,7 @@ impl Platform for OpenCti {
         Some("being asked for the list, OpenCTI issues tokens for connectors that have none")
     }
 
-    /// The key of the registration counts at once.
+    /// There is nothing to know, because OpenCTI uses the key of a registration at once.
     fn key_change_notice(&self) -> Option<&'static str> {
         None
     }
@@ -307,7 +310,7 @@ impl Platform for OpenCti {
     }
 }
 
-/// The platform itself compares by substring (contracts 1.3).
+/// Which capabilities the user has. The platform itself compares them by substring (contracts 1.3).
 fn granted(has: &[String]) -> Vec<Capability> {
     let covers = |name: &str| has.iter().any(|has| has.contains("BYPASS") || has.contains(name));
     CAPABILITIES.map(|(name, need)| Capability { name, granted: covers(name), need }).into()

@@ -1,4 +1,4 @@
-//! REST over the transport: the status decides, and a body may be JSON, bare text or nothing.
+//! REST over HTTP. The status decides whether a call succeeded, and a body may be JSON, bare text or empty.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::retry::{self, Retry};
 use super::transport::{Answer, Method, Request, Transport};
 use crate::stop::Stop;
 
-/// Bare text is sent as JSON by some servers and as text by others.
+/// Some servers send bare text as JSON and others as text.
 const ACCEPT: &str = "application/json, text/plain;q=0.9, */*;q=0.8";
 
 pub(crate) struct Rest {
@@ -19,7 +19,7 @@ pub(crate) struct Rest {
     url: String,
 }
 
-/// One request, as its caller wants it made.
+/// How a request is to be made.
 pub(crate) struct Call<'a> {
     pub(crate) operation: &'static str,
     pub(crate) method: Method,
@@ -29,12 +29,12 @@ pub(crate) struct Call<'a> {
     pub(crate) retry: Retry,
 }
 
-/// What came back.
+/// The answer to a call.
 #[derive(Debug)]
 pub(crate) enum Reply {
-    /// The body of an answer that says yes, which may be empty.
+    /// The call succeeded, with this body, which may be empty.
     Done(String),
-    /// Anything else, for the product to explain.
+    /// The platform refuses the call. The product explains the answer.
     Refused(Answer),
 }
 
@@ -43,7 +43,7 @@ impl Rest {
         Self { transport: Transport::new(settings, concurrency), stop, url: settings.url.clone() }
     }
 
-    /// Makes a call. A page for people is an error whatever its status says: no route of an API answers with one.
+    /// Makes a call. An HTML page is an error whatever its status, because no route of the API answers with one.
     pub(crate) fn send(&self, call: &Call<'_>) -> Result<Reply, PlatformError> {
         let operation = call.operation;
         let body = call.body.map(serde_json::to_vec).transpose();
@@ -61,7 +61,7 @@ impl Rest {
         Ok(Reply::Done(answer.body))
     }
 
-    /// Reads a body that must be JSON of this shape.
+    /// Reads a body, which must be JSON of the type `T`.
     pub(crate) fn read<'a, T: Deserialize<'a>>(
         &self,
         operation: &'static str,
@@ -76,7 +76,7 @@ impl Rest {
         })
     }
 
-    /// Checks the body of a write, of which nothing is needed: empty, or any JSON.
+    /// Checks the body of a write. It must be empty or JSON, and is not used.
     pub(crate) fn read_nothing(&self, operation: &'static str, body: &str) -> Result<(), PlatformError> {
         if body.trim().is_empty() {
             return Ok(());
@@ -85,7 +85,8 @@ impl Rest {
     }
 }
 
-/// A text as one segment of a path: what could end it or mean something is escaped.
+/// Makes one segment of a path from a text. Characters that could end the segment or have a meaning in a URL are
+/// escaped.
 pub(crate) fn segment(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
     let mut escaped = String::with_capacity(text.len());

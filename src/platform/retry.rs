@@ -1,28 +1,30 @@
-//! Whether and when a request is sent again. Each call chooses, for only the call knows what sending it twice would do.
+//! Decides whether and when a request is sent again. The caller chooses, because only it knows what sending it twice
+//! would do.
 
 use std::time::Duration;
 
 use super::transport::{Answer, Request, Transport, TransportError};
 use crate::stop::Stop;
 
-/// Attempts in all.
+/// The number of attempts in all.
 const ATTEMPTS: u32 = 4;
-/// Wait before the second attempt; doubles with each one.
+/// The wait before the second attempt. It doubles with each further one.
 const BACKOFF: Duration = Duration::from_millis(200);
-/// Longest wait that a server may ask for with Retry-After.
+/// The longest `Retry-After` that is waited for. When a server asks for more, its answer is the last.
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
-/// What a request may take when the pass is over: its last calls still say what it did.
+/// How long a request may take once the pass is over, whose last calls still report what it did.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Retry {
-    /// Reads, and writes that may happen twice: sent again after what may pass by itself.
+    /// For reads and for writes that may happen twice. They are sent again after a fault that may pass by itself.
     Idempotent,
-    /// Calls that create something. A lost answer does not tell whether the call was carried out, so it is not repeated.
+    /// For calls that add something. After a lost answer it is unknown whether the call was carried out, so it is not
+    /// repeated.
     Never,
 }
 
-/// Sends a request as often as `retry` and the pass's deadline allow, and gives the last answer.
+/// Sends a request as often as `retry` and the pass's deadline allow, and returns the last answer.
 pub(crate) fn send(
     transport: &Transport,
     stop: &Stop,
@@ -45,7 +47,7 @@ pub(crate) fn send(
     }
 }
 
-/// Whether asking again may help.
+/// Whether the same request may succeed a moment later.
 fn may_pass(result: &Result<Answer, TransportError>) -> bool {
     match result {
         Ok(answer) => matches!(answer.status, 429 | 500 | 502 | 503 | 504),
@@ -54,12 +56,12 @@ fn may_pass(result: &Result<Answer, TransportError>) -> bool {
             | TransportError::ConnectTimeout { .. }
             | TransportError::Truncated { .. },
         ) => true,
-        // Asking a proxy again with a wrong login could lock the account; a timeout has taken its time already.
+        // Repeating a wrong login could lock the account on the proxy. A timeout has used up its time already.
         Err(TransportError::Timeout { .. } | TransportError::Tls { .. } | TransportError::Proxy { .. }) => false,
     }
 }
 
-/// Not less than the server asks for.
+/// The wait before the next attempt: ours, or the longer one that the server asks for.
 fn pause(result: &Result<Answer, TransportError>, ours: Duration) -> Duration {
     match result {
         Ok(Answer { status: 429 | 503, retry_after: Some(asked), .. }) => ours.max(*asked),
@@ -73,13 +75,13 @@ mod tests {
 
     use super::{Answer, TransportError, may_pass, pause};
 
-    fn answer(status: u16, retry_after: Option<u64>) -> Result<Answer, TransportError> {
-        Ok(Answer { status, retry_after: retry_after.map(Duration::from_secs), ..Answer::default() })
+    fn answer(status: u16, retry_after: Option<u64>) -> Answer {
+        Answer { status, retry_after: retry_after.map(Duration::from_secs), ..Answer::default() }
     }
 
     #[test]
     fn only_what_may_pass_by_itself_is_asked_again() {
-        let again: Vec<u16> = (200..600).filter(|status| may_pass(&answer(*status, None))).collect();
+        let again: Vec<u16> = (200..600).filter(|status| may_pass(&Ok(answer(*status, None)))).collect();
         assert_eq!(again, [429, 500, 502, 503, 504]);
         let url = String::new;
         assert!(may_pass(&Err(TransportError::Truncated { url: url(), why: String::new() })));
@@ -89,8 +91,8 @@ mod tests {
     #[test]
     fn the_server_may_lengthen_the_wait_and_never_shorten_it() {
         let ours = Duration::from_secs(2);
-        assert_eq!(pause(&answer(429, Some(5)), ours), Duration::from_secs(5));
-        assert_eq!(pause(&answer(503, Some(1)), ours), ours);
-        assert_eq!(pause(&answer(500, Some(5)), ours), ours, "of no meaning there");
+        assert_eq!(pause(&Ok(answer(429, Some(5))), ours), Duration::from_secs(5));
+        assert_eq!(pause(&Ok(answer(503, Some(1))), ours), ours);
+        assert_eq!(pause(&Ok(answer(500, Some(5))), ours), ours, "of no meaning there");
     }
 }

@@ -1,4 +1,5 @@
-//! HTTP to a platform: one agent, one request, one answer, whatever its status. No cookies, no redirects.
+//! Sends HTTP requests to a platform. Every answer counts as one, whatever its status. Cookies and redirects are not
+//! followed.
 
 use std::time::Duration;
 
@@ -11,12 +12,12 @@ use super::PlatformSettings;
 use crate::model::Cure;
 use crate::secret::Secret;
 
-/// As every request names us.
+/// The user agent of every request.
 pub(crate) const USER_AGENT: &str = concat!("xtm-reconcile/", env!("CARGO_PKG_VERSION"));
-/// Largest answer that is read, in bytes: 5,000 connectors with large values fit.
+/// The largest answer that is read, in bytes. 5,000 connectors with large values fit into it.
 const ANSWER_MAX: u64 = 256 * 1024 * 1024;
 
-/// A client for one platform. It sends each request once; `retry` sends it again.
+/// A client for one platform. It sends each request once. The module `retry` repeats requests.
 pub(crate) struct Transport {
     agent: ureq::Agent,
     url: String,
@@ -33,13 +34,13 @@ pub(crate) enum Method {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Request<'a> {
     pub(crate) method: Method,
-    /// Appended to the platform's URL; begins with a slash, and its segments are safe.
+    /// The path below the platform's URL. It begins with a slash, and its segments are escaped.
     pub(crate) path: &'a str,
-    /// JSON; a GET sends none.
+    /// The JSON to send. A GET sends none.
     pub(crate) body: Option<&'a [u8]>,
-    /// Content types that are understood, as the header `Accept` has them.
+    /// The header `Accept`: the content types that the caller understands.
     pub(crate) accept: &'static str,
-    /// For the whole request, from connecting to the last byte of the answer.
+    /// The longest time for the whole request, from connecting to the last byte of the answer.
     pub(crate) timeout: Duration,
 }
 
@@ -48,61 +49,33 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) content_type: String,
     pub(crate) location: String,
-    /// The wait that the server asks for before the next request.
+    /// The wait that the server asks for before the next request. `None` when it asks for none.
     pub(crate) retry_after: Option<Duration>,
-    /// What is not UTF-8 in it is replaced. Empty when the answer is a refusal whose body did not come.
+    /// Bytes that are not UTF-8 are replaced. Empty when the answer is a refusal and its body was not received.
     pub(crate) body: String,
 }
 
-/// Why no answer came.
+/// Why a request got no answer. `url` names the platform, and `why` has the words of the library or the proxy.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
-    /// There is no connection, or it broke before an answer began.
+    /// No connection could be made, or it broke before an answer began.
     #[error("{url} cannot be reached: {why}")]
-    Unreachable {
-        /// The platform.
-        url: String,
-        /// The transport's words.
-        why: String,
-    },
-    /// The name was not resolved, or the connection not made, in time.
+    Unreachable { url: String, why: String },
+    /// The name could not be resolved or the connection made in time.
     #[error("{url} cannot be reached: connecting took too long")]
-    ConnectTimeout {
-        /// The platform.
-        url: String,
-    },
+    ConnectTimeout { url: String },
     /// The proxy refuses to connect to the platform.
     #[error("the proxy does not connect to {url}: {why}")]
-    Proxy {
-        /// The platform.
-        url: String,
-        /// The proxy's words.
-        why: String,
-    },
+    Proxy { url: String, why: String },
     /// The answer did not end in time.
     #[error("{url} did not answer within {} s", .after.as_secs_f32())]
-    Timeout {
-        /// The platform.
-        url: String,
-        /// The limit.
-        after: Duration,
-    },
+    Timeout { url: String, after: Duration },
     /// The server's certificate is not trusted, or the server does not speak TLS.
     #[error("TLS with {url} failed: {why}")]
-    Tls {
-        /// The platform.
-        url: String,
-        /// The library's words.
-        why: String,
-    },
-    /// The connection ended within the answer.
+    Tls { url: String, why: String },
+    /// The connection ended before the answer was complete.
     #[error("the answer of {url} was cut off: {why}")]
-    Truncated {
-        /// The platform.
-        url: String,
-        /// The transport's words.
-        why: String,
-    },
+    Truncated { url: String, why: String },
 }
 
 impl TransportError {
@@ -127,7 +100,7 @@ impl TransportError {
 }
 
 impl Transport {
-    /// Builds the agent; nothing is sent yet. Connections are kept for `concurrency` requests at a time.
+    /// Makes the client without sending anything. Connections are kept open for `concurrency` requests at a time.
     pub(crate) fn new(settings: &PlatformSettings, concurrency: usize) -> Self {
         let mut tls = TlsConfig::builder().disable_verification(settings.insecure);
         if let Some(roots) = roots(settings) {
@@ -149,7 +122,7 @@ impl Transport {
         Self { agent, url: settings.url.clone(), authorization }
     }
 
-    /// Sends one request, once. Any status is an answer; only what keeps an answer from coming is an error.
+    /// Sends a request once. Any status is an answer. It fails only when no answer comes.
     pub(crate) fn send(&self, request: &Request<'_>) -> Result<Answer, TransportError> {
         let url = format!("{}{}", self.url, request.path);
         let sent = match request.method {
@@ -174,7 +147,7 @@ impl Transport {
         let body = match read {
             Ok(body) => body,
             Err(error) if status.is_success() => return Err(self.error(error, timeout, true)),
-            // The status says enough.
+            // The status of a refusal says enough even without its body.
             Err(_) => String::new(),
         };
         Ok(Answer { status: status.as_u16(), content_type, location, retry_after, body })
@@ -190,7 +163,7 @@ impl Transport {
             ureq::Error::Timeout(_) => TransportError::Timeout { url, after },
             ureq::Error::Rustls(error) => TransportError::Tls { url, why: error.to_string() },
             ureq::Error::Tls(why) => TransportError::Tls { url, why: why.to_owned() },
-            // rustls errors also come wrapped in an I/O error.
+            // An error of rustls may also be inside an I/O error.
             ureq::Error::Io(error) if is_tls(&error) => TransportError::Tls { url, why: error.to_string() },
             other if within_answer => TransportError::Truncated { url, why: other.to_string() },
             other => TransportError::Unreachable { url, why: other.to_string() },
@@ -216,7 +189,7 @@ fn is_tls(error: &std::io::Error) -> bool {
     error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some()
 }
 
-/// What to trust, when that is not the public CAs alone.
+/// The CAs to trust. `None` means only the public ones.
 fn roots(settings: &PlatformSettings) -> Option<Vec<Certificate<'static>>> {
     let proxy = certificates(settings.proxy_ca.as_slice());
     let mut roots = certificates(&settings.ca);
@@ -224,7 +197,7 @@ fn roots(settings: &PlatformSettings) -> Option<Vec<Certificate<'static>>> {
         if proxy.is_empty() {
             return None;
         }
-        // The proxy may open this connection or pass it on.
+        // The proxy may decrypt this connection or pass it on unchanged, so the public CAs are needed too.
         roots.extend(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().map(|der| Certificate::from_der(der)));
     }
     roots.extend(proxy);
@@ -241,7 +214,8 @@ fn certificates(texts: &[String]) -> Vec<Certificate<'static>> {
         .collect()
 }
 
-/// The configuration has checked the URL. Without a proxy of ours, the process's variables are ignored, as the daemon does.
+/// The proxy of the settings, whose URL the configuration has checked. Without one, the proxy variables of the process
+/// are ignored, as the daemon does.
 fn proxy(settings: &PlatformSettings) -> Option<ureq::Proxy> {
     let parsed = ureq::Proxy::new(settings.proxy.as_ref()?.expose()).ok()?;
     let mut builder = ureq::Proxy::builder(parsed.protocol()).host(parsed.host()).port(parsed.port());
@@ -252,7 +226,7 @@ fn proxy(settings: &PlatformSettings) -> Option<ureq::Proxy> {
         builder = builder.password(password);
     }
     for host in &settings.no_proxy {
-        // As curl and Python's requests have it, which connectors use: a name also stands for what is below it.
+        // A name also stands for all hosts below it, as in curl and in Python's requests, which connectors use.
         builder = builder.no_proxy(host);
         if !host.starts_with(['.', '*']) {
             builder = builder.no_proxy(&format!(".{host}"));

@@ -1,6 +1,7 @@
-//! Versions as platforms tell them.
+//! Reads the versions of platforms.
 
-/// `major.minor.patch` of a version that may have more to it; `None` for development builds that name none.
+/// The numbers `major.minor.patch` at the beginning of a version. `None` for development builds that have no such
+/// numbers.
 pub(crate) fn parse(text: &str) -> Option<(u64, u64, u64)> {
     let mut parts = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     let mut next = || parts.next()?.ok();

@@ -1,4 +1,4 @@
-//! A connector's spec as a Docker container. Pure.
+//! Turns a connector's spec into a Docker container. Pure.
 
 use bollard::models::{ContainerCreateBody, HostConfig, ResourcesUlimits, RestartPolicyNameEnum};
 
@@ -9,35 +9,35 @@ use crate::render::Spec;
 /// What the engine does when a container ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestartPolicy {
-    /// Nothing.
+    /// It is not started again.
     No,
-    /// Restart it always.
+    /// It is started again, also after the engine itself has restarted.
     Always,
-    /// Restart it unless it was stopped.
+    /// It is started again unless somebody stopped it.
     UnlessStopped,
-    /// Restart it after a failure, at most so often; 0: without limit.
+    /// It is started again after a failure, at most this often; 0 means without limit.
     OnFailure(i64),
 }
 
 /// One resource limit of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Ulimit {
-    /// `nofile`, `nproc`, ...
+    /// The resource, as in `ulimit`: `nofile`, `nproc` and so on.
     pub name: String,
-    /// Soft limit.
+    /// The limit that applies. The process can raise it up to `hard`.
     pub soft: i64,
-    /// Hard limit.
+    /// The highest limit that the process can set for itself.
     pub hard: i64,
 }
 
-/// What every container gets: the daemon's docker keys, documented where the variables are declared.
-/// `None`: the engine's default.
+/// What every container gets. These are the daemon's docker keys, documented where the variables are declared.
+/// `None` means the engine's default.
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "documented where the variables are declared")]
 pub struct ContainerDefaults {
     pub restart_policy: RestartPolicy,
     pub memory_limit: Option<i64>,
-    /// In billionths of a core.
+    /// Billionths of a core.
     pub cpu_limit: Option<i64>,
     pub network_mode: Option<String>,
     pub extra_hosts: Option<Vec<String>>,
@@ -57,9 +57,9 @@ pub struct ContainerDefaults {
     pub ulimits: Option<Vec<Ulimit>>,
 }
 
-/// The body that creates the container.
+/// The body of the request that creates the container.
 #[must_use]
-pub fn container(spec: &Spec, defaults: &ContainerDefaults) -> ContainerCreateBody {
+pub(crate) fn container(spec: &Spec, defaults: &ContainerDefaults) -> ContainerCreateBody {
     let environment = spec.environment.iter().map(|variable| format!("{}={}", variable.name, variable.value.expose()));
     ContainerCreateBody {
         image: Some(spec.image.clone()),

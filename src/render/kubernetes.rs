@@ -1,8 +1,8 @@
-//! A connector's spec as a Deployment and a Secret. Pure.
+//! Turns a connector's spec into a Deployment and a Secret. Pure.
 //!
-//! Four layers, each over the one before: safe defaults, the operator's base deployment, the operator's variables, and what
-//! this program needs to have its way. Maps are merged key by key, lists of named things by their key; any other list
-//! replaces the one below it.
+//! There are four layers, each over the one before: safe defaults, the operator's base deployment, the operator's
+//! variables, and what this program insists on. Maps are merged key by key, and lists of named things item by item. Any
+//! other list replaces the one below it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,47 +13,46 @@ use crate::model::{ConfigHash, ConnectorId, ManagerId, WorkloadName};
 use crate::render::{CA_PATH, EnvVar, LABEL_HASH, LABEL_MANAGER, PullPolicy, Registry, Spec, VARIABLE_HASH};
 use crate::secret::Secret;
 
-/// The connector's container in its pod.
-pub const CONTAINER: &str = "connector";
-/// The hash a Deployment was made with, as an annotation of it and of its pods (design: Ownership and names).
-pub const ANNOTATION_HASH: &str = VARIABLE_HASH;
-/// Registry of images that name none.
+/// The name of the connector's container in its pod.
+pub(crate) const CONTAINER: &str = "connector";
+/// The annotation of a Deployment and of its pods with the hash that it was made with (design: Ownership and names).
+pub(crate) const ANNOTATION_HASH: &str = VARIABLE_HASH;
+/// The registry of images that name none.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
-/// Key of the proxy's CA in the Secret, and name of its volume.
+/// The key of the proxy's CA in the Secret.
 const CA_KEY: &str = "xtm-proxy-ca.crt";
 const CA_VOLUME: &str = "xtm-proxy-ca";
 
-/// What every Deployment gets beside what its connector needs.
+/// What every Deployment gets, whichever connector it runs.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct WorkloadDefaults {
-    /// Merged under each Deployment.
+    /// The operator's base deployment, which is merged under each Deployment. Empty when there is none.
     pub base: Map<String, Value>,
-    /// `None`: the base's, else `IfNotPresent`.
+    /// `None` leaves it to the base, and otherwise to `IfNotPresent`.
     pub pull_policy: Option<PullPolicy>,
-    /// Names of pull secrets.
-    pub pull_secrets: Vec<String>,
-    /// `None`: the base's.
+    /// Names of pull secrets that exist in the namespace.
+    pub(crate) pull_secrets: Vec<String>,
+    /// The resources of each connector's container. `None` leaves them to the base.
     pub resources: Option<Value>,
 }
 
-/// What of a Deployment the plan decides.
+/// What a step decides about a Deployment.
 #[derive(Debug, Clone, Copy)]
-pub struct Shape<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// The Secret that its container refers to, where the spec has something for one.
-    pub secret: &'a str,
-    /// The pull secret that we made, if any.
-    pub pull_secret: Option<&'a str>,
-    /// Whether it runs.
-    pub start: bool,
-    /// Whether it is complete: without its hash it counts as out of date.
-    pub complete: bool,
+pub(crate) struct Shape<'a> {
+    pub(crate) name: &'a str,
+    /// The Secret to which the container refers when the spec has sensitive values.
+    pub(crate) secret: &'a str,
+    /// The pull secret that this program made. `None` when there is none.
+    pub(crate) pull_secret: Option<&'a str>,
+    /// Whether it has one instance instead of none.
+    pub(crate) start: bool,
+    /// Whether it gets its hash. Without the hash it is paused and counts as out of date.
+    pub(crate) complete: bool,
 }
 
-/// The Deployment.
+/// Renders the Deployment of a connector.
 #[must_use]
-pub fn deployment(spec: &Spec, defaults: &WorkloadDefaults, shape: Shape<'_>) -> Value {
+pub(crate) fn deployment(spec: &Spec, defaults: &WorkloadDefaults, shape: Shape<'_>) -> Value {
     let mut deployment = safe_defaults();
     merge(&mut deployment, Value::Object(prepared_base(&defaults.base, spec.name.as_str())));
     merge(&mut deployment, ours(spec, defaults, shape));
@@ -61,9 +60,9 @@ pub fn deployment(spec: &Spec, defaults: &WorkloadDefaults, shape: Shape<'_>) ->
     deployment
 }
 
-/// The Secret with a connector's sensitive values, owned by its Deployment. `None` where it has none.
+/// Renders the Secret with a connector's sensitive values, owned by its Deployment. `None` when it has no such values.
 #[must_use]
-pub fn secret(spec: &Spec, name: &str, owner_name: &str, owner_uid: &str) -> Option<Value> {
+pub(crate) fn secret(spec: &Spec, name: &str, owner_name: &str, owner_uid: &str) -> Option<Value> {
     let encode = |text: &str| Value::from(STANDARD.encode(text));
     let sensitive = spec.environment.iter().filter(|variable| variable.sensitive);
     let mut data: Map<String, Value> = sensitive.map(|v| (v.name.clone(), encode(v.value.expose()))).collect();
@@ -82,9 +81,9 @@ pub fn secret(spec: &Spec, name: &str, owner_name: &str, owner_uid: &str) -> Opt
     })
 }
 
-/// The pull secret for the configured registry, owned by the manager's Lease. `None` without a login.
+/// Renders the pull secret for the configured registry, owned by the manager's Lease. `None` without a login.
 #[must_use]
-pub fn pull_secret(registry: &Registry, name: &str, manager: &ManagerId, owner: (&str, &str)) -> Option<Value> {
+pub(crate) fn pull_secret(registry: &Registry, name: &str, manager: &ManagerId, owner: (&str, &str)) -> Option<Value> {
     let (username, password) = (registry.username.as_deref()?, registry.password.as_ref()?);
     let server = registry.server.as_deref().unwrap_or(DOCKER_HUB);
     let auth = STANDARD.encode(format!("{username}:{}", password.expose()));
@@ -107,8 +106,8 @@ pub fn pull_secret(registry: &Registry, name: &str, manager: &ManagerId, owner: 
     }))
 }
 
-/// Whether the operator's part makes a Deployment at all: renders one and reads it with the API's own types. Fields that
-/// those do not know are told by the API server.
+/// Fails when the operator's part does not lead to a Deployment: renders one and reads it with the types of the API.
+/// Unknown fields are not found here, but the API server reports them.
 pub fn check(defaults: &WorkloadDefaults) -> Result<(), String> {
     let invalid = |invalid: crate::model::InvalidValue| invalid.to_string();
     let containers = defaults.base.get("spec").and_then(|spec| spec.pointer("/template/spec/containers"));
@@ -129,19 +128,20 @@ pub fn check(defaults: &WorkloadDefaults) -> Result<(), String> {
     serde_json::from_value::<Deployment>(rendered).map(drop).map_err(|error| error.to_string())
 }
 
-/// Ownership; the hash is an annotation here, for a label could not hold every platform's (contracts 3).
+/// The labels that say to whom a Deployment belongs. The hash is an annotation instead, because a label is too short
+/// for the hash of `OpenAEV` (contracts 3).
 fn labels(spec: &Spec) -> Map<String, Value> {
     let labels = spec.labels.iter().filter(|(name, _)| *name != LABEL_HASH);
     labels.map(|(name, value)| (name.clone(), Value::from(value.as_str()))).collect()
 }
 
-/// Safe for every connector that is known: they need no other rights than to reach the network.
+/// Restrictions that every known connector can live with, because connectors need no right except to reach the network.
 fn safe_defaults() -> Value {
     json!({
         "spec": {
             "template": { "spec": {
                 "automountServiceAccountToken": false,
-                // Variables of the namespace's services could be taken for a connector's own: OPENCTI_PORT and the like.
+                // A connector could take the variables of the namespace's services, such as OPENCTI_PORT, for its own.
                 "enableServiceLinks": false,
                 "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
                 "containers": [{
@@ -154,8 +154,8 @@ fn safe_defaults() -> Value {
     })
 }
 
-/// The operator's base with its meaning for this connector: a container without a name, named `connector` or named as the
-/// workload is the connector's; what cannot be a base is taken out.
+/// The operator's base as it applies to this connector. A container without a name, named `connector` or named as the
+/// workload stands for the connector's container. Parts that cannot be a base are left out.
 fn prepared_base(base: &Map<String, Value>, name: &str) -> Map<String, Value> {
     let mut base = base.clone();
     base.remove("status");
@@ -202,7 +202,7 @@ fn ours(spec: &Spec, defaults: &WorkloadDefaults, shape: Shape<'_>) -> Value {
                 json!([{ "name": CA_VOLUME, "mountPath": format!("/{CA_PATH}"), "subPath": CA_KEY, "readOnly": true }]);
             fields.insert("volumeMounts".to_owned(), mount);
             let items = json!([{ "key": CA_KEY, "path": CA_KEY }]);
-            // Were it not optional, a pod without its Secret would wait for the volume and say nothing.
+            // If it were not optional, a pod without its Secret would wait for the volume and give no reason.
             let source = json!({ "secretName": shape.secret, "items": items, "optional": true });
             let volume = json!([{ "name": CA_VOLUME, "secret": source }]);
             pod.insert("volumes".to_owned(), volume);
@@ -222,7 +222,7 @@ fn ours(spec: &Spec, defaults: &WorkloadDefaults, shape: Shape<'_>) -> Value {
     })
 }
 
-/// What no layer may change, nor add to.
+/// Sets the fields that no layer may change or add to.
 fn set_exactly(deployment: &mut Value, spec: &Spec, shape: Shape<'_>) {
     let hash = if shape.complete { spec.hash.as_str() } else { "" };
     let selector: Map<String, Value> = selector(spec).collect();
@@ -246,7 +246,7 @@ fn set_exactly(deployment: &mut Value, spec: &Spec, shape: Shape<'_>) {
     if let Some(fields) = deployment.get_mut("spec").and_then(Value::as_object_mut) {
         fields.remove("paused");
         if !shape.complete {
-            // Nothing is made of what is not complete, not even a ReplicaSet.
+            // The cluster makes nothing from an incomplete Deployment, not even a ReplicaSet.
             fields.insert("paused".to_owned(), true.into());
         }
     }
@@ -257,8 +257,8 @@ fn set_exactly(deployment: &mut Value, spec: &Spec, shape: Shape<'_>) {
     }
 }
 
-/// The labels by which a Deployment finds its pods: they never change.
-pub fn selector(spec: &Spec) -> impl Iterator<Item = (String, Value)> {
+/// The labels by which a Deployment finds its pods. They must not depend on anything that can change.
+pub(crate) fn selector(spec: &Spec) -> impl Iterator<Item = (String, Value)> {
     let wanted = [LABEL_MANAGER, crate::render::LABEL_CONNECTOR];
     let labels = spec.labels.iter().filter(move |(name, _)| wanted.contains(&name.as_str()));
     labels.map(|(name, value)| (name.clone(), Value::from(value.as_str())))
@@ -269,11 +269,11 @@ fn env(variable: &EnvVar, secret: &str) -> Value {
         let reference = json!({ "name": secret, "key": variable.name });
         return json!({ "name": variable.name, "valueFrom": { "secretKeyRef": reference } });
     }
-    // The kubelet would take `$(NAME)` for a reference; `$$` stands for one `$`.
+    // The kubelet would replace `$(NAME)` by another variable. `$$` stands for a single `$`.
     json!({ "name": variable.name, "value": variable.value.expose().replace('$', "$$") })
 }
 
-/// Lays `over` upon `base`.
+/// Merges `over` into `base`.
 fn merge(base: &mut Value, over: Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
@@ -291,12 +291,12 @@ fn merge(base: &mut Value, over: Value) {
     }
 }
 
-/// Items of the same key are merged; others stand side by side.
+/// Merges the items of the same key and appends the others.
 fn merge_list(base: &mut Vec<Value>, over: Vec<Value>) {
     for item in over {
         match base.iter_mut().find(|known| key(known).is_some() && key(known) == key(&item)) {
             Some(known) => {
-                // A variable has one value, or one reference.
+                // A variable has either a value or a reference, so the new one replaces both.
                 if let (Some(fields), true) = (known.as_object_mut(), has_value(&item)) {
                     fields.retain(|key, _| key != "value" && key != "valueFrom");
                 }
@@ -315,7 +315,7 @@ fn is_keyed(list: &[Value]) -> bool {
     list.iter().all(|item| key(item).is_some())
 }
 
-/// What tells one item from another: a mount's path, anything else's name.
+/// The key of an item: the path of a mount, the name of anything else. `None` when it has neither.
 fn key(item: &Value) -> Option<&str> {
     item.get("mountPath").or_else(|| item.get("name")).and_then(Value::as_str)
 }

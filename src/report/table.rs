@@ -1,15 +1,15 @@
-//! The report for people: what changed or is wrong, then one line that sums up.
+//! Renders the report for people: what changed or is wrong, then a line that sums up.
 
 use super::{Counts, LaneReport, Line, LineResult, Report, TroubleReport};
 use crate::model::PlatformKind;
 use crate::plan::{Decision, Obstacle, RefreshReason, RemoveReason, Skip, StartReason, Step};
 
-/// Widest column before the last.
+/// The widest that any column but the last can be, in characters.
 const WIDTH_MAX: usize = 40;
 
-/// The report as text. Connectors without change are counted, not listed; every other line names its lane.
+/// Renders the report as text. Connectors without change are only counted. Each other line names its lane.
 #[must_use]
-pub fn table(report: &Report) -> String {
+pub(crate) fn table(report: &Report) -> String {
     let mut text = String::new();
     let shown = |lane: &'_ LaneReport| -> Vec<[String; 5]> {
         lane.connectors.iter().filter(|line| is_shown(line)).map(|line| row(lane.lane, line)).collect()
@@ -51,7 +51,7 @@ pub fn table(report: &Report) -> String {
     printable(&text)
 }
 
-/// What is no connector's row.
+/// The lines of a lane that belong to no row of the table.
 fn lines_of(lane: &LaneReport) -> String {
     let name = lane.lane.label();
     let mut text = String::new();
@@ -68,7 +68,7 @@ fn lines_of(lane: &LaneReport) -> String {
     text
 }
 
-/// Names and messages come from elsewhere: none of them may move the cursor of a terminal.
+/// Replaces control characters, because names and messages from elsewhere must not control the terminal.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
@@ -82,7 +82,7 @@ fn row(lane: PlatformKind, line: &Line) -> [String; 5] {
     let mut detail = Vec::new();
     match &line.entry.decision {
         Decision::Step(step) => detail.push(step_detail(step)),
-        // What is wrong with it says more.
+        // The troubles below say more than that it runs.
         Decision::Skip(Skip::Running) if !line.troubles.is_empty() => {}
         Decision::Skip(skip) => detail.push(skip_detail(skip)),
         Decision::Reject(_) => {}
@@ -165,7 +165,7 @@ fn skip_detail(skip: &Skip) -> String {
     }
 }
 
-/// One line that sums up: the whole pass, or one lane of it.
+/// The line that sums up the whole pass or one lane.
 fn summary(name: &str, command: &str, counts: &Counts, no_errors: bool, took_ms: u64, exit_code: u8) -> String {
     let mut parts: Vec<String> =
         counts.steps.iter().map(|(word, count)| format!("{count} {}", past(word, command))).collect();
@@ -198,7 +198,7 @@ fn past(word: &str, command: &str) -> String {
     }
 }
 
-/// Left-aligned columns, two spaces apart; the last one is as wide as it is.
+/// Arranges rows in left-aligned columns, two spaces apart. The last column may have any width.
 pub(crate) fn columns<'a, const N: usize>(rows: impl Iterator<Item = &'a [String; N]> + Clone) -> String {
     let mut widths = [0; N];
     for row in rows.clone() {
@@ -220,7 +220,7 @@ pub(crate) fn columns<'a, const N: usize>(rows: impl Iterator<Item = &'a [String
     text
 }
 
-/// For a cell of a table.
+/// Replaces line breaks by spaces, for a cell of a table.
 pub(crate) fn on_one_line(text: &str) -> String {
     text.replace(['\n', '\r'], " ")
 }

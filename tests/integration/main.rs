@@ -11,6 +11,7 @@ mod lanes;
 mod memory;
 mod moves;
 mod network;
+mod openaev;
 mod overlap;
 mod platform;
 mod publish;

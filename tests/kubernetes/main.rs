@@ -7,6 +7,7 @@ mod cluster;
 mod deploy;
 mod faults;
 mod hazards;
+mod lanes;
 mod large;
 mod lease;
 mod logs;

@@ -1,4 +1,5 @@
-//! Images: pulled by policy, each at most once per pass, with the registry's own message when that fails.
+//! Pulls images as the policy says, each at most once in a pass, and keeps the registry's own message when a pull
+//! fails.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,13 +20,13 @@ use crate::render::{self, PullPolicy, Registry};
 use crate::secret::Secret;
 use crate::stop::Stop;
 
-/// Longest silence within a pull, before it is given up.
+/// How long a pull may report no progress before it is given up.
 const PULL_SILENCE: Duration = Duration::from_mins(3);
 
 const NO_PULL: Cure = Cure("see that the image exists and that P__DAEMON__REGISTRY__* has a login where one is needed");
 const NO_IMAGE: Cure = Cure("load the image, or set P__DAEMON__DOCKER__IMAGE_PULL_POLICY=IfNotPresent");
 
-/// What became of an image in this pass, to be told for every connector that needs it.
+/// The result for one image in this pass. Every connector that needs the image gets the same result.
 type Outcome = Arc<OnceCell<Result<(), Fault>>>;
 
 #[derive(Clone)]
@@ -35,7 +36,7 @@ enum Fault {
     LookUp(String),
 }
 
-/// Images that this pass has dealt with.
+/// The images that this pass has looked up or pulled, and the login that pulling needs.
 pub(super) struct Images {
     server: Option<String>,
     login: Option<Login>,
@@ -61,10 +62,10 @@ impl Images {
         Self { server: registry.server.clone(), login, policy, seen: Mutex::default(), progress }
     }
 
-    /// Makes sure that the engine has `image`, as the policy says.
+    /// Makes sure that the engine has `image`, and pulls it when the policy says so.
     pub(super) async fn ensure(&self, engine: &Engine, image: &str, stop: &Stop) -> Result<(), StepError> {
         let outcome = Arc::clone(self.seen.lock().await.entry(image.to_owned()).or_default());
-        // A pull that is cut off loses nothing: the engine keeps the layers it has.
+        // A pull that is cut off loses nothing, because the engine keeps the layers that it has.
         let ensured = tokio::select! {
             ensured = outcome.get_or_init(|| self.ensure_once(engine, image)) => ensured,
             () = stop.stopped() => return Err(StepError::Stopped("the pass ended while the image was pulled")),
@@ -109,7 +110,8 @@ impl Images {
         }
     }
 
-    /// The login goes to the configured registry alone.
+    /// The login for the registry of this image. `None` for any registry other than the configured one, which must not
+    /// see it.
     fn credentials(&self, image: &str) -> Option<DockerCredentials> {
         let login = self.login.as_ref()?;
         let host = self.server.as_deref().map(|server| server.split('/').next().unwrap_or(server));
@@ -126,7 +128,8 @@ impl Images {
     }
 }
 
-/// Extraction counts again from zero: only the way down is shown.
+/// Shows the progress of the download. The engine counts from zero again while it extracts a layer, so that part is not
+/// shown.
 fn show(bar: &PullBar, info: &CreateImageInfo) {
     let bytes = |count: Option<i64>| count.and_then(|count| u64::try_from(count).ok());
     let detail = info.progress_detail.as_ref().filter(|_| info.status.as_deref() == Some("Downloading"));
@@ -136,12 +139,12 @@ fn show(bar: &PullBar, info: &CreateImageInfo) {
     }
 }
 
-/// As Kubernetes has it.
+/// The policy of an image when none is configured, which is the one that Kubernetes uses.
 fn default_policy(image: &str) -> PullPolicy {
     if render::has_moving_tag(image) { PullPolicy::Always } else { PullPolicy::IfNotPresent }
 }
 
-/// Without a tag the engine would pull all of them.
+/// Adds the tag `latest` to an image without a tag, because the engine would pull all tags of it.
 fn with_tag(image: &str) -> String {
     let last = image.rsplit('/').next().unwrap_or(image);
     if last.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }

@@ -1,7 +1,7 @@
-//! The lock of a manager and platform: a container of one name, which the engine makes unique.
+//! The lock of a manager and platform: a container with a fixed name, because the engine allows each name only once.
 //!
-//! It is taken over when it has expired, or when the process that holds it is seen to be gone. Taking over removes the
-//! lock by its id, so that of two passes that both saw it expired only one can.
+//! A pass takes the lock over when it has expired, or when the process that holds it is seen to be gone. For that it
+//! removes the container by its id, so that only one of two passes that both see the lock expired can take it over.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,16 +18,16 @@ use crate::orchestrator::versioned::{decode, encode};
 use crate::orchestrator::{Orchestrator, OrchestratorError};
 
 pub(super) const LABEL_LOCK: &str = "xtm-reconcile.lock";
-/// How long a lock of an earlier version counts whose label cannot be read.
+/// How long a lock of an earlier version counts when its label cannot be read.
 const FORMER_TTL: Duration = Duration::from_hours(1);
-/// Times that a lock which vanishes between two looks is tried for again.
+/// How often the lock is tried for again when it vanishes between the attempt to take it and the look at its holder.
 const TRIES: usize = 5;
 
 const LOCKED: Cure = Cure(
     "wait for that pass; if its process is gone for good, remove the container that the lock is, or wait until it expires",
 );
 
-/// A lock that is held.
+/// The lock that this pass holds.
 pub struct DockerLock {
     pub(super) id: String,
 }
@@ -39,10 +39,10 @@ struct LockState {
     until: Timestamp,
 }
 
-/// A lock that somebody holds.
+/// A lock that exists already, with what is known of its holder.
 struct Found {
     id: String,
-    /// `None`: its label cannot be read.
+    /// `None` when the label of the lock cannot be read.
     state: Option<LockState>,
     created: Timestamp,
 }
@@ -66,7 +66,7 @@ impl Docker {
         Err(self.locked(found.as_ref(), ttl))
     }
 
-    /// `None`: somebody has it.
+    /// Tries once to take the lock. `None` when the lock exists already.
     async fn try_lock(
         &self,
         name: &str,
@@ -88,7 +88,7 @@ impl Docker {
         }
     }
 
-    /// `None`: it was given back just now.
+    /// Looks at the lock that exists. `None` when its holder released it just now.
     async fn find_lock(&self, name: &str) -> Result<Option<Found>, OrchestratorError> {
         let inspected = match self.engine.inspect_container(name, None::<InspectContainerOptions>).await {
             Ok(inspected) => inspected,
@@ -105,13 +105,14 @@ impl Docker {
         Ok(Some(Found { id: inspected.id.unwrap_or_default(), state: state(&labels), created }))
     }
 
-    /// An error when a pass of an earlier version, whose lock has another name, is still at work.
-    pub(super) fn heed_former_lock(&self, summary: &ContainerSummary) -> Result<(), OrchestratorError> {
+    /// The error for a pass of an earlier version that is still at work; `None` when its lock is void. The lock of that
+    /// version has another name, so that the two versions do not exclude each other by themselves.
+    pub(super) fn former_lock_holder(&self, summary: &ContainerSummary) -> Option<OrchestratorError> {
         let state = summary.labels.as_ref().and_then(state);
         let created = summary.created.and_then(|second| Timestamp::from_second(second).ok()).unwrap_or_default();
         let found = Found { id: summary.id.clone().unwrap_or_default(), state, created };
-        // How long one that cannot be read was meant to last is not known: as long as the longest pass.
-        if is_void(&found, FORMER_TTL) { Ok(()) } else { Err(self.locked(Some(&found), FORMER_TTL)) }
+        // A label that cannot be read does not say how long the lock was meant to last, so a fixed time counts.
+        (!is_void(&found, FORMER_TTL)).then(|| self.locked(Some(&found), FORMER_TTL))
     }
 
     fn locked(&self, found: Option<&Found>, ttl: Duration) -> OrchestratorError {
@@ -140,7 +141,7 @@ fn state(labels: &HashMap<String, String>) -> Option<LockState> {
     labels.get(LABEL_LOCK).and_then(|text| decode(text).ok())
 }
 
-/// Whether nobody can hold it any more. One whose label cannot be read expires by its age.
+/// Whether nobody can hold this lock any more. A lock whose label cannot be read expires `ttl` after it was created.
 fn is_void(lock: &Found, ttl: Duration) -> bool {
     match &lock.state {
         Some(state) => state.until < Timestamp::now() || holder::is_gone(&state.holder),

@@ -1,4 +1,4 @@
-//! Logs of containers: the last lines of one, or what was written since they were read last.
+//! Reads the logs of containers: the last lines, or everything that was written since the last delivery.
 
 use bollard::container::LogOutput;
 use bollard::errors::Error as EngineError;
@@ -23,7 +23,8 @@ impl Docker {
         if !lost {
             return Ok(read);
         }
-        // The log was emptied, or the cursor names a time that never was: begin anew, as with a log that nobody read yet.
+        // Either the log was emptied or the cursor names a time that is wrong. Begin anew, as with a log that nobody
+        // read yet.
         let (anew, _) = self.read_from(handle, request, Start::Last(first)).await?;
         if anew.cursor.as_ref().is_none_or(|cursor| cursor.lines == 0) {
             return Ok(LogRead { lines: vec![], ..read });
@@ -32,7 +33,8 @@ impl Docker {
         Ok(anew)
     }
 
-    /// Reads from `start`; also tells whether the log holds nothing as new as the cursor.
+    /// Reads from `start`. Also returns whether the cursor is lost, which means that the log holds nothing as new as
+    /// the cursor.
     async fn read_from(
         &self,
         handle: &Handle,
@@ -52,7 +54,7 @@ impl Docker {
             };
             let stream = if matches!(piece, LogOutput::StdErr { .. }) { Stream::Err } else { Stream::Out };
             let bytes = piece.into_bytes();
-            // The engine sends each message in a piece of its own, the time before it.
+            // The engine sends each message in a piece of its own and puts the time before it.
             match split_time(&bytes).filter(|_| timed) {
                 Some((at, text)) if follower.is_new(at) => lines.push(stream, text),
                 Some(_) => {}
@@ -64,18 +66,20 @@ impl Docker {
     }
 }
 
-/// What to ask the engine for, and how many lines that are at most.
+/// The request to the engine, and the largest number of lines to keep of its answer.
 fn options(start: Start<'_>, timed: bool) -> (LogsOptions, usize) {
     let options = LogsOptionsBuilder::default().stdout(true).stderr(true).timestamps(timed);
     let (most, options) = match start {
         Start::Last(lines) => (lines, options),
-        // Whole seconds: the lines of the cursor's own second are sorted here.
+        // The engine takes whole seconds only. `Follower` drops the lines of the cursor's own second that were
+        // delivered.
         Start::Behind(cursor, lines) => (lines, options.since(i32::try_from(cursor.at.as_second()).unwrap_or(0))),
     };
     (options.tail(&most.to_string()).build(), usize::try_from(most).unwrap_or(usize::MAX))
 }
 
-/// Gone by now, being removed, or with a logging driver that cannot be read: there is no log, and no fault either.
+/// Whether the container is gone, is being removed, or has a logging driver that cannot be read. Then there is no log
+/// to read, and that is no fault.
 fn has_no_log(error: &EngineError) -> bool {
     matches!(status(error), Some(404 | 409 | 501))
 }

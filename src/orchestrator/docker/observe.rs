@@ -1,4 +1,5 @@
-//! What is there: one list of all containers, and a closer look only where the list does not tell.
+//! Observes the containers: one list of all of them, and a closer look only at those of which the list does not say
+//! enough.
 
 use std::collections::HashMap;
 
@@ -16,7 +17,7 @@ use crate::render::{LABEL_CONNECTOR, LABEL_HASH, LABEL_MANAGER, LABEL_PLATFORM, 
 use crate::secret::Secret;
 
 impl Docker {
-    /// The containers that match, in whatever state.
+    /// Lists the containers that match, in whatever state they are.
     pub(super) async fn list(
         &self,
         filters: &HashMap<&str, Vec<String>>,
@@ -32,11 +33,12 @@ impl Docker {
     ) -> Result<Observation, OrchestratorError> {
         let mut observation = Observation::default();
         let mut open = Vec::new();
-        // All of them, also foreign ones: their names must not be taken.
+        // The list includes foreign containers, because their names are taken.
         for summary in self.list(&HashMap::new()).await? {
             match self.workload(&summary) {
                 Ok(workload) if workload.platform.is_none() && !desired.lists(&workload.connector) => {
-                    // An older manager's; of which platform, nobody can tell. It is shown, and its name is taken.
+                    // An older manager made it and noted no platform. It is reported and left alone, and its name is
+                    // taken.
                     let owner = "a container of an older manager, whose platform is not known".to_owned();
                     observation.observed.foreign.insert(workload.name.clone(), owner);
                     observation.observed.workloads.push(workload);
@@ -48,7 +50,8 @@ impl Docker {
                         observation.adopted.insert(workload.handle.0.clone(), hash.clone());
                         workload.hash = Some(hash.clone());
                     }
-                    // One that ended though it should run may have been restarted before: its counter counts.
+                    // A container that ended although it should run may have restarted before, so its counter is
+                    // needed.
                     let ended = workload.phase == Phase::Exited && desired.wants_running(&workload.connector);
                     if workload.phase.is_up() || ended || workload.hash.is_none() {
                         open.push((workload, adopted));
@@ -77,7 +80,8 @@ impl Docker {
         Ok(observation)
     }
 
-    /// The connector of a container of ours, and the platform that its label names; or whose it is, in words.
+    /// The connector of a container that belongs to this manager and platform, and the platform that its label names
+    /// (older managers wrote none). The error describes the owner of a foreign container.
     pub(super) fn ownership(
         &self,
         labels: &HashMap<String, String>,
@@ -98,7 +102,7 @@ impl Docker {
         }
     }
 
-    /// Ours, or whose it is in words.
+    /// The workload that a container is. The error describes the owner of a foreign container.
     fn workload(&self, summary: &ContainerSummary) -> Result<Workload, String> {
         let none = HashMap::new();
         let labels = summary.labels.as_ref().unwrap_or(&none);
@@ -128,14 +132,14 @@ impl Docker {
     }
 }
 
-/// Names without the leading slash that the engine puts before them.
+/// The names of a container, without the slash that the engine puts before each.
 fn names(summary: &ContainerSummary) -> impl Iterator<Item = &str> {
-    // A linked container's name has a second part; only its own name counts.
+    // A name of two parts is the one that a linked container has within another. Only its own name counts.
     let all = summary.names.as_deref().unwrap_or_default().iter();
     all.map(|name| name.trim_start_matches('/')).filter(|name| !name.contains('/'))
 }
 
-/// Adds a workload with what the closer look told. One that is gone by now is not there.
+/// Adds a workload with the result of the closer look. A workload that is gone by now is left out.
 fn complete(
     observation: &mut Observation,
     mut workload: Workload,
@@ -172,7 +176,7 @@ fn hash_in(environment: &[(String, Secret)]) -> Option<ConfigHash> {
 fn look(inspected: ContainerInspectResponse) -> Look {
     let state = inspected.state.unwrap_or_default();
     let environment = inspected.config.and_then(|config| config.env).unwrap_or_default();
-    // Only the first `=` divides: values may hold more.
+    // Only the first `=` divides, because values may hold more of them.
     let pair = |entry: String| {
         let (name, value) = entry.split_once('=')?;
         Some((name.to_owned(), Secret::new(value.to_owned())))
@@ -182,7 +186,7 @@ fn look(inspected: ContainerInspectResponse) -> Look {
         created: inspected.created.and_then(|text| text.parse().ok()).unwrap_or_default(),
         vitals: Vitals {
             restarts: inspected.restart_count.and_then(|count| u64::try_from(count).ok()).unwrap_or_default(),
-            // Never started is the year 1.
+            // For a container that was never started the engine writes the year 1.
             started_at: state
                 .started_at
                 .and_then(|text| text.parse::<Timestamp>().ok())
@@ -194,7 +198,8 @@ fn look(inspected: ContainerInspectResponse) -> Look {
     }
 }
 
-/// List and inspection have the same words in types of their own.
+/// The phase that the engine's word for a state means. The list and the inspection use the same words but different
+/// types.
 fn phase(state: &str) -> Phase {
     match state {
         "created" => Phase::Created,

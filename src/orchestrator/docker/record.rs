@@ -1,7 +1,8 @@
 //! The pass record: the labels of one container that is created and never started (design: What a pass remembers).
 //!
-//! A running container's labels cannot change, so a new record replaces the old one: the next is created, then the previous
-//! removed. Killed between the two, both are there, and the newest readable one counts.
+//! The labels of a container cannot change, so each record replaces the one before it: first the new one is created,
+//! then the old one removed. When the pass is killed in between, both exist, and the newest one that can be read
+//! counts.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,18 +21,18 @@ use crate::model::{ConfigHash, ConnectorId, PlatformKind};
 use crate::orchestrator::versioned::{decode, encode};
 use crate::orchestrator::{OrchestratorError, Recalled};
 
-/// Which manager's record or lock a container is.
+/// The label that names the manager of a record or a lock.
 const LABEL_OWNER: &str = "xtm-reconcile.manager";
-/// Of which platform. Version 0.1 knew OpenCTI alone and wrote none.
+/// The label that names the platform. Version 0.1 served only OpenCTI and did not write it.
 const LABEL_PLATFORM: &str = "xtm-reconcile.platform";
 const LABEL_RECORD: &str = "xtm-reconcile.record";
 const LABEL_REGISTRATION: &str = "xtm-reconcile.registration";
 const LABEL_ADOPTED: &str = "xtm-reconcile.adopted";
 const PREFIX_CONNECTOR: &str = "xtm-reconcile.connector.";
-/// The image that records and locks are created from: nothing in it.
+/// The image that records and locks are created from. It is empty, and is made when it is missing.
 const EMPTY_IMAGE: &str = "xtm-reconcile/empty";
 const EMPTY_TAG: &str = "1";
-/// An archive with nothing in it: two blocks of zeros.
+/// A tar archive without a file in it, which is two blocks of zeros.
 const EMPTY_TAR: &[u8] = &[0; 1024];
 #[derive(Serialize, Deserialize)]
 struct RecordHead {
@@ -43,7 +44,7 @@ struct Adopted {
     hashes: BTreeMap<String, ConfigHash>,
 }
 
-/// All records that there are.
+/// What the records of this manager and platform say, and their ids, so that the next record can replace them all.
 #[derive(Default)]
 pub(super) struct Records {
     pub(super) recalled: Recalled,
@@ -52,15 +53,16 @@ pub(super) struct Records {
 }
 
 impl Docker {
-    /// Whether a record or lock with these labels belongs to this lane. One without a platform is of a version that knew
-    /// OpenCTI alone.
+    /// Whether a record or lock with these labels belongs to this lane. Without a platform it is from version 0.1,
+    /// which served only OpenCTI.
     pub(super) fn is_marker_of_ours(&self, labels: &HashMap<String, String>) -> bool {
         let label = |name: &str| labels.get(name).map(String::as_str);
         let platform = label(LABEL_PLATFORM).unwrap_or(PlatformKind::OpenCti.label());
         label(LABEL_OWNER) == Some(self.owner.manager.as_str()) && platform == self.owner.platform.label()
     }
 
-    /// Reads the newest readable record. One that an earlier version wrote has to be written anew, under its new name.
+    /// Reads the newest record that can be read. The memory counts as stale when an earlier version wrote it, so that
+    /// it is written again under its new name.
     pub(super) async fn read_record(&self) -> Result<Records, OrchestratorError> {
         let mut records = Records::default();
         let mut best: Option<(u64, HashMap<String, String>)> = None;
@@ -72,7 +74,10 @@ impl Docker {
             };
             let is_former = !labels.contains_key(LABEL_PLATFORM);
             if is_former && labels.contains_key(LABEL_LOCK) {
-                self.heed_former_lock(&summary)?;
+                match self.former_lock_holder(&summary) {
+                    None => records.ids.extend(summary.id.clone()),
+                    Some(held) => records.recalled.locked = Some(held),
+                }
             }
             let Some(head) = labels.get(LABEL_RECORD) else { continue };
             records.ids.extend(summary.id.clone());
@@ -96,7 +101,7 @@ impl Docker {
         Ok(records)
     }
 
-    /// Replaces all records by one with `memory`.
+    /// Replaces all records by a single one that holds `memory`.
     pub(super) async fn write_record(&self, memory: &Memory) -> Result<(), OrchestratorError> {
         let before = self.read_record().await?;
         let seq = before.seq + 1;
@@ -106,7 +111,7 @@ impl Docker {
             why: error.to_string(),
             cure: FAILED,
         })?;
-        // Of a record that cannot be read the number is not known either: its name must not be in the way.
+        // A record that cannot be read may have the same number. The random part keeps its name from being in the way.
         let (manager, platform) = (&self.owner.manager, self.owner.platform.label());
         let name = format!("xtm-reconcile-record-{manager}-{platform}-{seq}-{:08x}", fastrand::u32(..));
         self.create_marker(&name, labels).await.map_err(self.refused("writing the pass record"))?;
@@ -116,7 +121,7 @@ impl Docker {
         Ok(())
     }
 
-    /// Creates a container that is never started. Gives its id.
+    /// Creates a container that is never started, for a record or a lock, and returns its id.
     pub(super) async fn create_marker(
         &self,
         name: &str,
@@ -126,7 +131,7 @@ impl Docker {
         labels.insert(LABEL_PLATFORM.to_owned(), self.owner.platform.label().to_owned());
         let body = ContainerCreateBody {
             image: Some(format!("{EMPTY_IMAGE}:{EMPTY_TAG}")),
-            // The engine wants a command; there is none in the image to run.
+            // The engine insists on a command, although the image holds no program.
             cmd: Some(vec!["never-started".to_owned()]),
             labels: Some(labels),
             ..Default::default()
@@ -167,7 +172,7 @@ fn labels(memory: &Memory, seq: u64) -> Result<HashMap<String, String>, serde_js
     Ok(labels)
 }
 
-/// What cannot be read is as good as never written, and said.
+/// Reads the parts of a record. A part that cannot be read counts as empty and becomes a notice.
 fn read_labels(labels: &HashMap<String, String>, recalled: &mut Recalled) {
     let Recalled { memory, notices, .. } = recalled;
     let mut unreadable = |label: &str, why: String| {

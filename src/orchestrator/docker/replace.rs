@@ -1,9 +1,12 @@
-//! Making containers, and replacing one by another without ever losing what works.
+//! Creates containers, and replaces one by another without losing the one that works.
 //!
-//! A container that is not complete has a temporary name. Killed at any point, a pass leaves one of these states, and the
-//! next pass finds its way out of each: the new one incomplete (it is removed, and made again); the old one stopped and the
-//! new one incomplete (the same, and the new one started); both complete (the one with the right hash stays); only the new
-//! one, under its temporary name (it is renamed).
+//! A container has a temporary name until it is complete. A pass that is killed leaves one of these states, and the
+//! next pass continues from each of them:
+//!
+//! - The new container is incomplete: it is removed and made again.
+//! - The old container is stopped and the new one incomplete: the same, and the new one is started.
+//! - Both are complete: the one with the right hash stays.
+//! - Only the new container is left, under its temporary name: it is renamed.
 
 use std::time::Duration;
 
@@ -17,13 +20,13 @@ use bollard::errors::Error as EngineError;
 
 use super::{Docker, gone, is_transport, part, status, words};
 use crate::model::{Cure, Handle};
-use crate::orchestrator::{Executed, StepContext, StepError};
+use crate::orchestrator::{StepContext, StepError};
 use crate::render::{self, Spec};
 use crate::stop::Stop;
 
-/// Times that a container is looked for whose name is taken already.
+/// How often the container that has a name is looked for.
 const OWNER_TRIES: u32 = 10;
-/// Time between two such looks.
+/// The time between two of these looks.
 const OWNER_WAIT: Duration = Duration::from_millis(100);
 
 /// The container that a refresh replaces.
@@ -34,13 +37,13 @@ pub(super) struct Old<'a> {
 }
 
 impl Docker {
-    /// Creates and starts a container. What cannot be started is taken away again.
+    /// Creates and starts a container, and removes it again when it cannot be started.
     pub(super) async fn deploy(&self, spec: &Spec, name: &str, stop: &Stop) -> Result<Handle, StepError> {
         self.images.ensure(&self.engine, &spec.image, stop).await?;
         if stop.cause().is_some() {
             return Err(StepError::Stopped("the pass ended before the container was created"));
         }
-        // Without files to copy, creating is all there is, and the name can be the right one at once.
+        // A container without files to copy is complete once it is created, so it can have its final name at once.
         let first = if spec.ca.is_some() { spec.name.staged(&spec.hash) } else { name.to_owned() };
         let handle = self.create(spec, &first).await?;
         let finished = async {
@@ -57,7 +60,7 @@ impl Docker {
         }
     }
 
-    /// Replaces `old`. Until the new one runs, everything can go back.
+    /// Replaces `old`. Until the new container runs, each failure leads back to the old one.
     pub(super) async fn refresh(
         &self,
         spec: &Spec,
@@ -65,7 +68,7 @@ impl Docker {
         name: &str,
         start: bool,
         context: StepContext<'_>,
-    ) -> Result<Executed, StepError> {
+    ) -> Result<Handle, StepError> {
         if let Err(cause) = self.images.ensure(&self.engine, &spec.image, context.stop).await {
             return Err(self.keep(old, start, cause).await);
         }
@@ -85,20 +88,21 @@ impl Docker {
             let cause = self.discard(&new, cause).await;
             return Err(self.keep(old, start, cause).await);
         }
-        // It has written its last line by now.
-        let last_log = match context.last_log {
-            Some(request) => Some(self.read_log(old.handle, request).await),
-            None => None,
-        };
-        // From here on the new one is complete: what fails now is mended by the next pass, not by going back.
+        // The old container has ended, so its log is complete.
+        if let Some(last_log) = context.last_log {
+            last_log.read(self, old.handle).await;
+        }
+        // The new container is complete from here on. After a failure the next pass does the rest, and nothing goes
+        // back.
         self.remove(&old.handle.0).await.map_err(part("that was replaced cannot be removed"))?;
         if let Err(error) = self.rename(&new.0, name).await {
             return Err(self.unnamed(name, error, "cannot be named").await);
         }
-        Ok(Executed { handle: Some(new), last_log })
+        Ok(new)
     }
 
-    /// Why a container could not get a name: it may be somebody else's by now, of whom the plan knew nothing.
+    /// The error for a container that cannot get its name. Somebody else may have taken the name since the plan was
+    /// made.
     pub(super) async fn unnamed(&self, name: &str, error: EngineError, what: &'static str) -> StepError {
         if status(&error) == Some(409)
             && let Some(owner) = self.owner_of(name).await
@@ -108,9 +112,9 @@ impl Docker {
         part(what)(error)
     }
 
-    /// Whose container has this name, in words; `None` when it is one of this lane's own.
+    /// Describes the owner of the container with this name. `None` when the container belongs to this lane.
     ///
-    /// The engine reserves a name before the container that gets it can be seen, so that it is looked for a few times.
+    /// The engine reserves a name before anybody can see the container that gets it, so several looks may be needed.
     async fn owner_of(&self, name: &str) -> Option<String> {
         for _ in 0..OWNER_TRIES {
             if let Ok(inspected) = self.engine.inspect_container(name, None::<InspectContainerOptions>).await {
@@ -122,7 +126,7 @@ impl Docker {
         Some("a container that is being made".to_owned())
     }
 
-    /// Creates a container and puts its files into it.
+    /// Creates a container and copies its files into it.
     async fn create(&self, spec: &Spec, name: &str) -> Result<Handle, StepError> {
         let handle = self.create_empty(spec, name).await?;
         let Some(ca) = &spec.ca else { return Ok(handle) };
@@ -154,7 +158,7 @@ impl Docker {
         }
     }
 
-    /// Takes an unfinished container away; the cause stays the error.
+    /// Removes an unfinished container. The error stays `cause` unless the removal fails as well.
     async fn discard(&self, handle: &Handle, cause: StepError) -> StepError {
         match self.remove(&handle.0).await {
             Ok(()) => cause,
@@ -165,8 +169,8 @@ impl Docker {
         }
     }
 
-    /// There is no new one: the old one runs, also when it is not known whether it was stopped, or when a pass that was
-    /// killed had stopped it. Starting one that runs changes nothing.
+    /// Brings the old container back after a failure. It is started although it may never have been stopped, for a pass
+    /// that was killed may have stopped it, and starting a container that runs changes nothing.
     async fn keep(&self, old: &Old<'_>, wanted: bool, cause: StepError) -> StepError {
         if matches!(cause, StepError::Stopped(_)) {
             return cause;
@@ -187,7 +191,7 @@ impl Docker {
 const WONT_START: Cure = Cure("see that the image and its settings fit this engine; the next pass tries again");
 
 fn wont_start(error: EngineError) -> StepError {
-    // An engine that went away says nothing about the container.
+    // When the engine cannot be reached, nothing is known of the container.
     if is_transport(&error) {
         part("cannot be started")(error)
     } else {
@@ -202,7 +206,7 @@ fn rolled_back(cause: StepError) -> StepError {
     }
 }
 
-/// A tar archive with the CA at its place; the engine makes the folders.
+/// A tar archive with the CA at its path. The engine makes the folders above it.
 fn archive(ca: &str) -> std::io::Result<Bytes> {
     let mut header = tar::Header::new_ustar();
     header.set_size(u64::try_from(ca.len()).unwrap_or_default());

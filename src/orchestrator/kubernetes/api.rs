@@ -1,4 +1,5 @@
-//! Requests to the API server: bounded in time, tried again where that is safe, and errors that say what was asked where.
+//! Sends requests to the API server: bounded in time, tried again where that is safe, with errors that say what was
+//! asked for.
 
 use std::time::Duration;
 
@@ -16,13 +17,13 @@ use crate::model::Cure;
 use crate::orchestrator::OrchestratorError;
 use crate::stop::Stop;
 
-/// Who our fields belong to in `managedFields`.
+/// The owner of our fields in `managedFields`.
 pub(super) const FIELD_MANAGER: &str = "xtm-reconcile";
 /// Longest wait for one answer.
 const TIMEOUT: Duration = Duration::from_mins(1);
-/// Times that one request is tried.
+/// How often one request is tried.
 const TRIES: u32 = 5;
-/// Wait before the second try; doubled for each further one.
+/// The wait before the second try. It doubles for each further one.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// Longest wait that an API server may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -75,7 +76,7 @@ impl Kind {
 /// Why a request failed.
 #[derive(Debug)]
 pub(super) struct ApiError {
-    /// What was asked: verb, kind, name and namespace.
+    /// The verb, kind, name and namespace of the request, for messages.
     what: String,
     place: String,
     pub(super) failure: Failure,
@@ -83,18 +84,18 @@ pub(super) struct ApiError {
 
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// No answer, or none that can be read.
+    /// No answer came, or it broke off.
     Transport(String),
-    /// An answer that is none of an API server's.
+    /// The answer is not one that an API server gives.
     Unreadable(String),
-    /// An answer that refuses.
+    /// The API server refuses the request.
     Refused(Box<Status>),
-    /// The pass ended first.
+    /// The pass had to end before an answer came.
     Stopped,
 }
 
 impl ApiError {
-    /// The HTTP status; 0 without an answer.
+    /// The HTTP status of the answer; 0 when no answer came.
     pub(super) fn code(&self) -> u16 {
         match &self.failure {
             Failure::Refused(status) => status.code,
@@ -103,12 +104,13 @@ impl ApiError {
         }
     }
 
-    /// 404: the object is not there, or its namespace.
+    /// Whether the object or its namespace does not exist (404).
     pub(super) fn is_absent(&self) -> bool {
         self.code() == 404 && !self.is_namespace_absent()
     }
 
-    /// The object is another one than was meant: a uid that differs is a conflict, or a change of what cannot change.
+    /// Whether the object is another one than the request was for. A uid that differs is a conflict, or counts as a
+    /// change of something that cannot change.
     pub(super) fn is_another(&self) -> bool {
         self.code() == 409 || (self.code() == 422 && self.message().contains("metadata.uid"))
     }
@@ -142,12 +144,12 @@ impl From<ApiError> for OrchestratorError {
             }
             200 => CURE_UNREADABLE,
             401 => CURE_UNAUTHORIZED,
-            // Quotas and admission policies answer so as well.
+            // Quotas and admission policies answer with 403 as well.
             403 if !why.contains(" cannot ") => CURE_INVALID,
             403 => CURE_FORBIDDEN,
             404 if namespace_absent => CURE_NO_NAMESPACE,
             400 | 422 => CURE_INVALID,
-            // Unknown fields of an apply are answered so.
+            // This is the answer to an apply with unknown fields.
             500 if why.contains("typed patch object") || why.contains("quantities must match") => CURE_INVALID,
             429 | 503 | 504 => CURE_BUSY,
             _ => CURE_OTHER,
@@ -157,7 +159,7 @@ impl From<ApiError> for OrchestratorError {
     }
 }
 
-/// The API server, as far as one namespace goes.
+/// A client of the API server for one namespace.
 pub(super) struct Api {
     client: Client,
     pub(super) namespace: String,
@@ -165,7 +167,7 @@ pub(super) struct Api {
     stop: Stop,
 }
 
-/// An error of building a request, which only a fault of this program can cause.
+/// The failure to build a request, which only a fault of this program can cause.
 fn unbuilt(error: &dyn std::fmt::Display) -> Failure {
     Failure::Transport(format!("the request cannot be made: {error}"))
 }
@@ -185,7 +187,7 @@ impl Api {
         ApiError { what: what.to_owned(), place: self.place.clone(), failure }
     }
 
-    /// `what` as messages have it.
+    /// Adds the namespace to `what`, for messages.
     fn here(&self, what: &str) -> String {
         format!("{what} in namespace {}", self.namespace)
     }
@@ -194,7 +196,7 @@ impl Api {
         self.send("get /version", Request::new("").get("version", &GetParams::default())).await
     }
 
-    /// The namespace itself.
+    /// Reads the namespace object.
     pub(super) async fn get_namespace(&self) -> Result<Value, ApiError> {
         let request = Request::new("/api/v1/namespaces").get(&self.namespace, &GetParams::default());
         self.send(&format!("get the namespace {}", self.namespace), request).await
@@ -215,7 +217,8 @@ impl Api {
         self.send(&self.here(&format!("list {}", kind.plural())), self.request(kind).list(params)).await
     }
 
-    /// Creates an object that must not exist yet. 409 may also mean that it was made by a request whose answer was lost.
+    /// Creates an object that must not exist yet. A 409 may also mean that an earlier request made it and its answer
+    /// was lost.
     pub(super) async fn create<T: DeserializeOwned>(&self, kind: Kind, object: &Value) -> Result<T, ApiError> {
         let params = PostParams { dry_run: false, field_manager: Some(FIELD_MANAGER.to_owned()) };
         let what = self.here(&format!("create {} {}", kind.plural(), name_of(object)));
@@ -223,19 +226,19 @@ impl Api {
         self.send(&what, request).await
     }
 
-    /// Server-side apply. What others changed of it is taken back.
+    /// Applies an object on the server, and undoes what others changed of the fields in it.
     pub(super) async fn apply<T: DeserializeOwned>(&self, kind: Kind, object: &Value) -> Result<T, ApiError> {
         let params = PatchParams::apply(FIELD_MANAGER).force().validation_strict();
         self.patch(kind, name_of(object), None, &params, &Patch::Apply(object)).await
     }
 
-    /// Whether an apply would be accepted; changes nothing.
+    /// Fails when an apply would be refused. Changes nothing.
     pub(super) async fn try_apply(&self, kind: Kind, object: &Value) -> Result<(), ApiError> {
         let params = PatchParams::apply(FIELD_MANAGER).force().validation_strict().dry_run();
         self.patch::<Value>(kind, name_of(object), None, &params, &Patch::Apply(object)).await.map(drop)
     }
 
-    /// A JSON merge patch.
+    /// Sends a JSON merge patch.
     pub(super) async fn merge<T: DeserializeOwned>(
         &self,
         kind: Kind,
@@ -261,12 +264,13 @@ impl Api {
             Some(subresource) => self.request(kind).patch_subresource(subresource, name, params, patch),
             None => self.request(kind).patch(name, params, patch),
         };
-        // A repeated merge patch with a resourceVersion that was taken the first time answers 409, and says so.
+        // When the first try was carried out and its answer lost, the second one is answered with 409, because the
+        // resourceVersion has changed. The caller sees that.
         self.send(&what, request).await
     }
 
-    /// Deletes an object, if it still is the one of that uid; what it owns goes with it. One that is gone is as good as
-    /// deleted.
+    /// Deletes an object and everything that it owns, provided that it still has this uid. An object that is gone
+    /// counts as deleted.
     pub(super) async fn delete(&self, kind: Kind, name: &str, uid: Option<&str>) -> Result<(), ApiError> {
         let preconditions = uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None });
         let params = DeleteParams { preconditions, ..DeleteParams::background() };
@@ -277,7 +281,7 @@ impl Api {
         }
     }
 
-    /// A part of a log, whatever bytes it holds.
+    /// Reads a part of a log as bytes, because logs need not be UTF-8.
     pub(super) async fn log(&self, pod: &str, query: &str) -> Result<Bytes, ApiError> {
         let what = self.here(&format!("get pods/log {pod}"));
         let request =
@@ -299,8 +303,9 @@ impl Api {
             .map_err(|error| self.error(what, Failure::Unreadable(format!("the answer cannot be read: {error}"))))
     }
 
-    /// Sends, and tries again what was not taken or may have been: every request can be repeated, for what it names is then
-    /// there already, and the caller sees that.
+    /// Sends a request, and tries it again when it failed or its answer was lost. Every request can be repeated: if the
+    /// first try was carried out, the caller sees from the answer to the second one that the object is as wanted
+    /// already.
     async fn bytes(&self, what: &str, request: ureq::http::Request<Vec<u8>>) -> Result<Bytes, ApiError> {
         let mut wait = FIRST_WAIT;
         for attempt in 1.. {
@@ -327,7 +332,7 @@ impl Api {
         Err(self.error(what, Failure::Stopped))
     }
 
-    /// One try; with a refusal comes the wait that the server asks for.
+    /// Sends a request once. A refusal comes with the wait that the server asks for, if any.
     async fn once(&self, request: ureq::http::Request<Vec<u8>>) -> Result<Bytes, (Failure, Option<Duration>)> {
         let lost = |why: String| (Failure::Transport(why), None);
         let exchange = async {
@@ -357,8 +362,8 @@ fn name_of(object: &Value) -> &str {
     object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default()
 }
 
-/// An error with all its causes, once each. Of a credentials plugin only how it ended: its command line, its variables and
-/// what it prints hold secrets.
+/// The text of an error with all its causes, each once. For a credentials plugin it says only how the plugin ended,
+/// because its command line, its variables and its output hold secrets.
 pub(super) fn words(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = match error {
         error if error.is::<AuthError>() => return error.downcast_ref().map(credentials).unwrap_or_default(),
@@ -366,7 +371,7 @@ pub(super) fn words(error: &(dyn std::error::Error + 'static)) -> String {
     };
     match error.downcast_ref::<kube::Error>() {
         Some(kube::Error::Auth(error)) => return credentials(error),
-        // The layer says nothing, what it holds does.
+        // This layer has no message of its own, so the error within it counts.
         Some(kube::Error::Service(inner)) => return words(inner.as_ref()),
         _ => {}
     }
@@ -384,7 +389,7 @@ pub(super) fn words(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// Why credentials cannot be had.
+/// Says why there are no credentials.
 fn credentials(error: &AuthError) -> String {
     match error {
         AuthError::AuthExecStart(error) => {

@@ -1,4 +1,4 @@
-//! What a Deployment and its pods say of a connector: what it is doing, its restarts, and what is wrong. Pure.
+//! Judges a Deployment and its pods: the phase of the connector, its restarts, its troubles and where its log is. Pure.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -6,15 +6,16 @@ use super::objects::{ContainerStatus, Deployment, Pod};
 use crate::model::{Phase, Trouble, TroubleKind, Vitals};
 use crate::render::kubernetes::CONTAINER;
 
-/// A run that began after a crash less than this ago has said little yet: what its owner wants to read is the run before.
+/// After a crash, a run that is younger than this has written little yet. Its owner wants to read the log of the run
+/// before.
 const YOUNG: SignedDuration = SignedDuration::from_mins(1);
 
-/// A pod that is pending for longer is told of, even if nothing says why.
+/// A pod that is pending or ending for longer is reported as a trouble, even if nothing says why.
 const STUCK: SignedDuration = SignedDuration::from_mins(10);
-/// What ended a container longer ago is not told of any more.
+/// An end of a container that is longer ago is not reported any more.
 const LATELY: SignedDuration = SignedDuration::from_hours(1);
 
-/// What a connector is doing.
+/// The result of the judgement on one connector.
 #[derive(Debug)]
 pub(super) struct Condition {
     pub(super) phase: Phase,
@@ -23,21 +24,22 @@ pub(super) struct Condition {
     pub(super) log: Option<LogSource>,
 }
 
-/// Where a connector's log is.
+/// The pod and the container whose log is the connector's, and which of its runs to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LogSource {
     pub(super) pod: String,
     pub(super) pod_uid: String,
     pub(super) container: String,
-    /// When the run before the current one ended, where there was one.
+    /// When the run before the current one ended. `None` when there was none.
     pub(super) ended_at: Option<Timestamp>,
-    /// The run before the current one.
+    /// Whether to read the run before the current one.
     pub(super) previous: bool,
-    /// The current run.
+    /// Whether to read the current run.
     pub(super) current: bool,
 }
 
-/// `pods` are those of a Deployment of so many replicas, `troubles` its own; `secret` is the one with its values.
+/// Judges a Deployment that asks for `replicas` and has these `pods`. `troubles` are those of the Deployment itself,
+/// and `secret` is the name of the Secret with the connector's values.
 pub(super) fn condition(
     replicas: i64,
     mut troubles: Vec<Trouble>,
@@ -45,10 +47,10 @@ pub(super) fn condition(
     secret: Option<&str>,
     now: Timestamp,
 ) -> Condition {
-    // Of several the youngest counts that has not ended; a node may have evicted older ones.
+    // Of several pods the youngest that has not ended counts, because a node may have evicted older ones.
     let pod = pods.iter().max_by_key(|pod| (!pod.is_over(), pod.metadata.creation_timestamp, &pod.metadata.name));
     if pod.is_some() {
-        // The pod tells more.
+        // A pod says more precisely what is wrong.
         troubles.retain(|trouble| trouble.kind != TroubleKind::Stuck);
     }
     let Some(pod) = pod else {
@@ -63,7 +65,7 @@ pub(super) fn condition(
     let waiting: Vec<&ContainerStatus> =
         initial.iter().chain(containers).filter(|container| container.state.waiting.is_some()).collect();
     troubles.extend(containers.iter().filter_map(waiting_trouble));
-    // As long as an initial container fails, the connector itself does not run at all.
+    // While an init container fails, the connector itself does not run at all.
     troubles.extend(initial.iter().filter_map(waiting_trouble).map(|trouble| match trouble.kind {
         TroubleKind::CrashLoop => Trouble { kind: TroubleKind::WontStart, ..trouble },
         _ => trouble,
@@ -78,7 +80,7 @@ pub(super) fn condition(
         0 => Phase::Stopped,
         2.. => Phase::Multiplied,
         _ if pod.is_over() => Phase::Pending,
-        // Written by hand or lost, its Secret is only made again with everything else.
+        // Only a refresh makes the missing Secret or its missing key again, so the workload counts as broken.
         _ if lacks_secret => Phase::Broken,
         _ if vitals.backing_off || (ended && !runs) => Phase::Restarting,
         _ if runs => Phase::Running,
@@ -95,7 +97,7 @@ pub(super) fn condition(
     Condition { phase, vitals: Some(vitals), troubles, log: log(pod, now) }
 }
 
-/// A pod that has been on its way for long, and says nothing about it: to run, or to end.
+/// The trouble of a pod that has been starting or ending for long without saying why.
 fn stuck(pod: &Pod, now: Timestamp) -> Option<Trouble> {
     let (name, minutes) = (&pod.metadata.name, STUCK.as_mins());
     let (since, detail) = match pod.metadata.deletion_timestamp {
@@ -121,7 +123,8 @@ fn vitals(pod: &Pod) -> Vitals {
     }
 }
 
-/// What a Deployment itself says: its pods may not be made at all, for a quota or an admission policy; its rollout is paused.
+/// The troubles that a Deployment reports itself. A quota or an admission policy may keep it from creating pods, its
+/// rollout may be paused, or it may take too long.
 pub(super) fn own_troubles(deployment: &Deployment) -> Vec<Trouble> {
     let paused = deployment.spec.paused.then(|| trouble(TroubleKind::Paused, "spec.paused", None));
     let failed = deployment.status.conditions.iter().filter(|c| c.kind == "ReplicaFailure" && c.status == "True");
@@ -157,14 +160,15 @@ fn waiting_trouble(container: &ContainerStatus) -> Option<Trouble> {
         "CreateContainerError" | "RunContainerError" => TroubleKind::WontStart,
         _ => return None,
     };
-    // Of a crash it is the run before that tells why.
+    // For a crash loop the run before says why the container crashed.
     let last = container.last_state.terminated.as_ref().filter(|_| kind == TroubleKind::CrashLoop);
     let Some(last) = last else { return Some(trouble(kind, &waiting.reason, Some(&waiting.message))) };
     let words = format!("exit code {} {}", last.exit_code, last.message);
     Some(trouble(kind, &waiting.reason, Some(words.trim())))
 }
 
-/// Lately: the last end of a pod stays in its status for as long as the pod lives.
+/// The trouble of a container that was ended lately for using too much memory. Older ends do not count, although they
+/// stay in the pod's status for as long as the pod exists.
 fn out_of_memory(container: &ContainerStatus, now: Timestamp) -> Option<Trouble> {
     let mut ends = [&container.state, &container.last_state].into_iter().filter_map(|state| state.terminated.as_ref());
     let lately = |end: &&super::objects::Terminated| end.finished_at.is_none_or(|at| at.duration_until(now) < LATELY);
@@ -181,7 +185,7 @@ fn is_backing_off(container: &ContainerStatus) -> bool {
     container.state.waiting.as_ref().is_some_and(|waiting| waiting.reason == "CrashLoopBackOff")
 }
 
-/// Whether a container waits for our Secret or for a key of it. The kubelet's words: `secret "x" not found`, and
+/// Whether a container waits for our Secret or for a key of it. The kubelet then says `secret "x" not found` or
 /// `couldn't find key K in Secret ns/x`.
 fn lacks(container: &ContainerStatus, secret: Option<&str>) -> bool {
     let (Some(waiting), Some(secret)) = (&container.state.waiting, secret) else { return false };

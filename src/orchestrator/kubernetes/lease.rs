@@ -1,7 +1,8 @@
-//! The Lease of a manager and platform: lock and pass record.
+//! The Lease of a manager and platform, which is the lock and stores the registration.
 //!
-//! It is held for a short time and renewed while the pass runs, so that a pass that was killed is followed soon. Every write
-//! names the version that it changes, so that of two passes that both saw it expired only one can take it.
+//! It lasts for a short time and is renewed while the pass runs, so that the next pass need not wait long after one
+//! that was killed. Every write names the version that it changes, so that only one of two passes that both see the
+//! Lease expired can take it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::api::{Api, ApiError, Kind};
 use super::{ANNOTATION_REGISTRATION, Kubernetes};
@@ -23,28 +25,28 @@ use crate::orchestrator::{OrchestratorError, Recalled};
 use crate::render::{LABEL_MANAGER, LABEL_PLATFORM};
 use crate::stop::{Cause, Stop};
 
-/// A Lease that was not renewed for so long is free, in seconds.
+/// Seconds after the last renewal until a Lease is free.
 const DURATION_S: i32 = 60;
-/// Time between two renewals.
+/// The time between two renewals.
 const RENEW: Duration = Duration::from_secs(15);
-/// Times that a Lease which changes between two looks is tried for again.
+/// How often a write of the Lease is tried again when somebody else changed the Lease meanwhile.
 const TRIES: usize = 5;
 const CURE_LOCKED: Cure =
     Cure("wait for that pass; if it is gone for good, its Lease expires a minute after its last sign of life");
 
-/// A Lease that is held.
+/// The Lease that this pass holds, and the task that renews it.
 pub struct HeldLease {
     record: Arc<Record>,
     renewing: JoinHandle<()>,
 }
 
-/// The Lease as this pass knows it; whoever writes it holds the lock on its version.
+/// The Lease as this pass knows it. Whoever writes the Lease locks `version` meanwhile, so that writes do not overlap.
 #[derive(Debug)]
 pub(super) struct Record {
     name: String,
     pub(super) uid: String,
     holder: String,
-    /// `None`: it was lost, and must not be written any more.
+    /// `None` once the Lease is lost, after which this pass must not write it any more.
     version: Mutex<Option<String>>,
 }
 
@@ -68,7 +70,7 @@ impl Kubernetes {
             };
             match taken {
                 Ok(lease) => return Ok(self.held(lease, name, holder, begun)),
-                // Somebody was faster: look again.
+                // Somebody else was faster, so look again.
                 Err(error) if error.code() == 409 => {}
                 Err(error) => return Err(error.into()),
             }
@@ -91,7 +93,7 @@ impl Kubernetes {
         self.api.create(Kind::Leases, &lease).await
     }
 
-    /// An error while somebody holds it.
+    /// Fails while somebody holds the Lease.
     fn expect_free(&self, spec: &LeaseSpec) -> Result<(), OrchestratorError> {
         let (Some(held_by), Some(until)) = (held_by(spec), expiry(spec)) else { return Ok(()) };
         if until <= Timestamp::now() {
@@ -108,8 +110,8 @@ impl Kubernetes {
         })
     }
 
-    /// An error when a pass of version 0.1, whose Lease has another name, is still at work. Asked once, when there is no Lease of
-    /// this version yet.
+    /// Fails when a pass of version 0.1 is still at work, whose Lease has another name. This is asked only while there
+    /// is no Lease of this version yet.
     async fn heed_former_lease(&self) -> Result<(), OrchestratorError> {
         match self.former_lease().await? {
             Some(Lease { spec: Some(spec), .. }) => self.expect_free(&spec),
@@ -117,7 +119,8 @@ impl Kubernetes {
         }
     }
 
-    /// The Lease of version 0.1, where this manager has one. It stays: it may own the pull secret that Deployments refer to.
+    /// The Lease of version 0.1, if this manager has one. It is not deleted, because it may own the pull secret that
+    /// Deployments refer to.
     async fn former_lease(&self) -> Result<Option<Lease>, OrchestratorError> {
         let Some(name) = self.former_lease_name() else { return Ok(None) };
         match self.api.get::<Lease>(Kind::Leases, &name).await {
@@ -131,7 +134,8 @@ impl Kubernetes {
         }
     }
 
-    /// Takes a Lease that nobody holds any more, as long as it is still the one that was looked at.
+    /// Takes a Lease that nobody holds any more. The inner error is a conflict when somebody changed the Lease
+    /// meanwhile.
     async fn take_over_lease(
         &self,
         lease: &Lease,
@@ -151,7 +155,7 @@ impl Kubernetes {
         let spec = lease.spec.as_ref().unwrap_or(&none);
         let held_by = held_by(spec);
         if held_by == Some(holder) {
-            // Taken by a request whose answer was lost.
+            // An earlier request took it, and its answer was lost.
             return Ok(Ok(lease.clone()));
         }
         self.expect_free(spec)?;
@@ -168,7 +172,9 @@ impl Kubernetes {
         let version = Mutex::new(lease.metadata.resource_version.clone());
         let uid = lease.metadata.uid.clone().unwrap_or_default();
         let record = Arc::new(Record { name, uid, holder, version });
-        let renewing = tokio::spawn(renew(Arc::clone(&self.api), Arc::clone(&record), self.stop.clone(), taken));
+        let renewing = renew(Arc::clone(&self.api), Arc::clone(&record), self.stop.clone(), taken);
+        // What it logs must name the lane as well.
+        let renewing = tokio::spawn(renewing.instrument(tracing::Span::current()));
         *self.lease() = Some((lease, Arc::clone(&record)));
         HeldLease { record, renewing }
     }
@@ -181,7 +187,8 @@ impl Kubernetes {
         Ok(())
     }
 
-    /// The registration that the last pass left. Without a Lease there may be no namespace either, which lists do not tell.
+    /// Reads the registration that the last pass stored. Without a Lease it also makes sure that the namespace exists,
+    /// because in a namespace that does not exist the lists are empty instead of failing.
     pub(super) async fn read_record(&self) -> Result<Recalled, OrchestratorError> {
         let taken = self.lease().as_ref().map(|(lease, _)| lease.clone());
         let lease = match taken {
@@ -201,7 +208,7 @@ impl Kubernetes {
         let mut recalled = Recalled::default();
         let lease = match self.former_lease_if(!noted(&lease)).await? {
             Some(former) => {
-                // To be written under the new name.
+                // The registration has to be written to the new Lease as well.
                 recalled.stale = true;
                 former
             }
@@ -222,7 +229,7 @@ impl Kubernetes {
         if wanted { self.former_lease().await } else { Ok(None) }
     }
 
-    /// An error when there is no namespace. Who may not ask is not told.
+    /// Fails when the namespace does not exist. Without the permission to ask, it counts as existing.
     async fn see_namespace(&self) -> Result<(), OrchestratorError> {
         match self.api.get_namespace().await {
             Err(error) if error.code() == 403 => Ok(()),
@@ -240,7 +247,7 @@ impl Kubernetes {
 }
 
 impl Record {
-    /// Changes the Lease as long as we hold it; gives whether we do. One that was lost is left alone.
+    /// Changes the Lease, and returns whether this pass still holds it. A Lease that is lost is left unchanged.
     async fn write(&self, api: &Api, mut patch: Value) -> Result<bool, ApiError> {
         let mut known = self.version.lock().await;
         for _ in 0..TRIES {
@@ -256,7 +263,7 @@ impl Record {
                     *known = lease.metadata.resource_version;
                     return Ok(true);
                 }
-                // Written by somebody else, by a request of ours whose answer was lost, or deleted.
+                // Somebody else wrote or deleted it, or a request of ours did whose answer was lost.
                 Err(error) if error.code() == 409 => *known = self.version_if_ours(api).await?,
                 Err(error) if error.is_absent() => *known = None,
                 Err(error) => return Err(error),
@@ -275,16 +282,16 @@ impl Record {
     }
 }
 
-/// Keeps the Lease until it is aborted. When it is lost, the pass has to stop.
+/// Renews the Lease until this task is aborted. Stops the pass when the Lease is lost.
 async fn renew(api: Arc<Api>, record: Arc<Record>, stop: Stop, taken: Instant) {
     let mut last = taken;
     let longest = Duration::from_secs(u64::try_from(DURATION_S).unwrap_or_default());
     loop {
         tokio::time::sleep(RENEW).await;
-        // The Lease counts from what is written, not from when it is answered.
+        // The duration of the Lease counts from the time that the request writes, not from the answer.
         let begun = Instant::now();
         let renewal = record.write(&api, json!({ "spec": { "renewTime": micro_time() } }));
-        // Whatever hangs: once the Lease has expired, another pass may have it.
+        // No answer may be waited for longer than the Lease lasts, because another pass may take it after that.
         match tokio::time::timeout_at(last + longest, renewal).await {
             Ok(Ok(true)) => last = begun,
             Ok(Ok(false)) | Err(_) => {
@@ -310,7 +317,7 @@ fn fields(holder: &str, transitions: i32) -> Value {
     })
 }
 
-/// The form that the API server wants of a `MicroTime`: six digits after the point.
+/// The time now as a `MicroTime`, for which the API server wants six digits after the point.
 fn micro_time() -> String {
     format!("{:.6}", Timestamp::now())
 }
@@ -325,7 +332,7 @@ fn expiry(spec: &LeaseSpec) -> Option<Timestamp> {
     renewed.saturating_add(Duration::from_secs(duration)).ok()
 }
 
-/// `pass_host_pid` as a sentence's part.
+/// Turns the holder identity `pass_host_pid` into words for a message.
 fn in_words(holder: &str) -> String {
     let parts: Option<(&str, &str, &str)> =
         holder.split_once('_').and_then(|(pass, rest)| rest.rsplit_once('_').map(|(host, pid)| (pass, host, pid)));

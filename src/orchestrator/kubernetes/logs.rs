@@ -1,4 +1,4 @@
-//! Logs of pods: the last lines of one, or what was written since they were read last.
+//! Reads the logs of pods: the last lines, or everything that was written since the last delivery.
 
 use jiff::Timestamp;
 
@@ -9,11 +9,11 @@ use crate::log_lines::{Assembler, Stream};
 use crate::model::Handle;
 use crate::orchestrator::{LogRead, LogRequest, OrchestratorError, StepContext};
 
-/// Most bytes that are read of one log. The API server keeps the first of them, so that a log that is longer is asked for
-/// again, from further on.
+/// The largest number of bytes to read of one log. The API server cuts the end of a longer answer, so such a log is
+/// asked for again with fewer lines.
 const LOG_BYTES: usize = 2 << 20;
 
-/// Stands for the pod that is not there yet.
+/// The source of a log whose pod does not exist yet.
 const NO_POD: &str = "";
 
 impl Kubernetes {
@@ -23,7 +23,7 @@ impl Kubernetes {
         request: &LogRequest<'_>,
     ) -> Result<LogRead, OrchestratorError> {
         let Some(source) = self.log_source(handle) else {
-            // Whatever its pod will write is new.
+            // There is no pod yet, so everything that it will write is new.
             let cursor = match request.part {
                 LogPart::New { after: None, .. } => Some(LogCursor::before_any_line_of(NO_POD)),
                 _ => None,
@@ -37,7 +37,7 @@ impl Kubernetes {
                     if wanted {
                         let bytes = self.fetch(&source, previous, tail, "").await?;
                         lines.push(Stream::Out, &bytes);
-                        // The next run begins a line of its own.
+                        // The next run must not continue the last line of this one.
                         lines.push(Stream::Out, if bytes.is_empty() || bytes.ends_with(b"\n") { b"" } else { b"\n" });
                     }
                 }
@@ -48,9 +48,9 @@ impl Kubernetes {
                 if !lost || after.is_none() {
                     return Ok(read);
                 }
-                // The node rotated the log, or the cursor names a time that never was: begin anew.
+                // Either the node rotated the log or the cursor names a time that is wrong. Begin anew.
                 let (anew, _) = self.follow(&source, request, Start::Last(first)).await?;
-                // After a rotation nothing is there until the next line comes, which is then newer than the cursor.
+                // After a rotation the log is empty until the next line comes, and that line is newer than the cursor.
                 if anew.cursor.as_ref().is_none_or(|cursor| cursor.lines == 0) {
                     return Ok(LogRead { lines: vec![], ..read });
                 }
@@ -63,16 +63,15 @@ impl Kubernetes {
         }
     }
 
-    /// The log that a step is about to end. What the connector writes while it ends is lost with its pod.
-    pub(super) async fn last_log(
-        &self,
-        old: &Handle,
-        context: StepContext<'_>,
-    ) -> Option<Result<LogRead, OrchestratorError>> {
-        Some(self.read_log(old, context.last_log?).await)
+    /// Reads the log that a step is about to end. What the connector writes while it ends is lost with its pod.
+    pub(super) async fn read_last_log(&self, old: &Handle, context: StepContext<'_>) {
+        if let Some(last_log) = context.last_log {
+            last_log.read(self, old).await;
+        }
     }
 
-    /// The lines of a pod behind `start`, those of the run before included; also whether nothing is as new as the cursor.
+    /// Reads the lines of a pod behind `start`, including those of the run before. Also returns whether the cursor is
+    /// lost, which means that the log holds nothing as new as the cursor.
     async fn follow(
         &self,
         source: &LogSource,
@@ -83,13 +82,15 @@ impl Kubernetes {
             Start::Last(lines) => (lines, None),
             Start::Behind(cursor, lines) => (lines, Some(cursor.at)),
         };
-        // Whole seconds: the lines of the cursor's own second are sorted here.
+        // The request has whole seconds only. `Follower` drops the lines of the cursor's own second that were
+        // delivered.
         let since_second = since.and_then(|since| Timestamp::from_second(since.as_second()).ok());
         let since_query = since_second.map(|since| format!("&sinceTime={since}")).unwrap_or_default();
         let timed = format!("&timestamps=true{since_query}");
         let mut lines = Assembler::new(usize::try_from(most).unwrap_or(usize::MAX));
         let mut follower = Follower::new(&source.pod_uid, start);
-        let before = source.ended_at.is_some_and(|ended| since.is_none_or(|since| ended >= since));
+        // The end of a run is noted in whole seconds as well.
+        let before = source.ended_at.is_some_and(|ended| since_second.is_none_or(|since| ended >= since));
         for (wanted, previous) in [(before, true), (source.current, false)] {
             if !wanted {
                 continue;
@@ -108,7 +109,7 @@ impl Kubernetes {
         Ok((LogRead { lines: lines.finish(request.secrets), cursor: Some(follower.cursor()) }, lost))
     }
 
-    /// The last lines of one run. `options` are more of the query's.
+    /// Reads the last lines of one run. `options` are further parameters of the query, each beginning with `&`.
     async fn fetch(
         &self,
         source: &LogSource,
@@ -122,10 +123,11 @@ impl Kubernetes {
             let query =
                 format!("container={container}&previous={previous}&tailLines={tail}&limitBytes={LOG_BYTES}{options}");
             match self.api.log(pod, &query).await {
-                // Cut, and it is the newest that is missing.
+                // The answer is cut, and its newest lines are missing.
                 Ok(bytes) if bytes.len() >= LOG_BYTES && tail > 1 => tail /= 2,
                 Ok(bytes) => return Ok(bytes.to_vec()),
-                // Not started yet, gone, or the run before was already cleaned away: there is no log, and no fault either.
+                // The container has not started, the pod is gone, or the log of the run before was deleted. There is no
+                // log then, and that is no fault.
                 Err(error) if error.is_absent() || error.code() == 400 => return Ok(Vec::new()),
                 Err(error) => return Err(error.into()),
             }

@@ -1,4 +1,4 @@
-//! What is there: one paged list of Deployments and one of pods, whatever the number of connectors.
+//! Observes the namespace with one paged list of Deployments and one of pods, whatever the number of connectors.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +24,7 @@ use crate::secret::Secret;
 
 /// Objects in one page of a list.
 const PAGE: u32 = 500;
-/// Times that a list is begun again because its next page is no longer kept.
+/// How often a list is begun in all. The API server may drop the next page of a list, so that it has to begin again.
 const LIST_TRIES: u32 = 3;
 
 impl Kubernetes {
@@ -39,7 +39,7 @@ impl Kubernetes {
                 (seen, labelled) = (Vec::new(), true);
             }
             Listed::Item(deployment) => {
-                // Pods of an older daemon carry its connector id alone.
+                // The pods of an older daemon carry only the label with the connector's id.
                 labelled &= deployment.spec.template.metadata.labels.contains_key(LABEL_MANAGER);
                 seen.extend(self.read(&mut observation, deployment, desired));
             }
@@ -50,7 +50,9 @@ impl Kubernetes {
         let sort = |listed: Listed<Pod>| match listed {
             Listed::Begun => pods_of.clear(),
             Listed::Item(pod) => {
-                if let Some(connector) = pod.metadata.labels.get(LABEL_CONNECTOR) {
+                if let Some(connector) = pod.metadata.labels.get(LABEL_CONNECTOR)
+                    && !self.is_other_platforms(&pod)
+                {
                     pods_of.entry(connector.clone()).or_default().push(pod);
                 }
             }
@@ -65,7 +67,8 @@ impl Kubernetes {
         Ok(observation)
     }
 
-    /// Pods without a Deployment, of connectors that are listed: another instance must not run beside them.
+    /// Marks the listed connectors that have a pod but no Deployment as failed, because a second instance must not run
+    /// beside that pod.
     fn add_left(&self, observation: &mut Observation, pods_of: &BTreeMap<String, Vec<Pod>>, desired: &Desired) {
         let known: BTreeSet<ConnectorId> =
             observation.observed.workloads.iter().map(|workload| workload.connector.clone()).collect();
@@ -78,8 +81,8 @@ impl Kubernetes {
         }
     }
 
-    /// Every object of a list, page by page, so that never more than one page is in memory whole. A list whose next page is
-    /// gone by then is begun again.
+    /// Hands every object of a list to `take`, page by page, so that only one page is in memory at a time. Begins again
+    /// when the API server has dropped the next page.
     async fn list_all<T: DeserializeOwned>(
         &self,
         kind: Kind,
@@ -111,7 +114,13 @@ impl Kubernetes {
         }
     }
 
-    /// Whether a pod is one of this manager and platform, and has not ended.
+    /// Whether a pod is the other platform's, where the same id may name another connector.
+    pub(super) fn is_other_platforms(&self, pod: &Pod) -> bool {
+        let platform = pod.metadata.labels.get(LABEL_PLATFORM);
+        platform.is_some_and(|platform| platform != self.owner.platform.label())
+    }
+
+    /// Whether a pod belongs to this manager and platform and has not ended.
     fn is_left(&self, pod: &Pod) -> bool {
         let label = |name: &str| pod.metadata.labels.get(name).map(String::as_str);
         label(LABEL_MANAGER) == Some(self.owner.manager.as_str())
@@ -119,7 +128,7 @@ impl Kubernetes {
             && !pod.has_ended()
     }
 
-    /// What of a Deployment matters. `None`: it is not one of ours, or about to go.
+    /// Reads what matters of a Deployment. `None` when it belongs to somebody else or is being deleted.
     fn read(&self, observation: &mut Observation, deployment: Deployment, desired: &Desired) -> Option<Seen> {
         let meta = &deployment.metadata;
         let label = |name: &str| meta.labels.get(name).map(String::as_str);
@@ -159,7 +168,8 @@ impl Kubernetes {
                 meta.name
             )),
         }
-        // What does not run has its status and its last log on the platform already, or is about to.
+        // The environment is read to mask its secrets in the log. The platform already has the last log of a connector
+        // that is stopped there and here.
         let told = desired.shown(&connector) == Some(CurrentStatus::Stopped);
         let needs_environment = deployment.spec.replicas != Some(0) || !told;
         Some(Seen::of(deployment, connector, platform, needs_environment))
@@ -174,7 +184,8 @@ impl Kubernetes {
         if !seen.environment.is_empty() {
             observation.environments.insert(handle.clone(), seen.environment);
         }
-        // Somebody may have gone back to it, or keep pods that were made with it.
+        // The retired Secret is still in use when somebody rolled back to it or when pods that were made with it are
+        // left.
         let outlived = seen.applied.filter(|applied| {
             let named =
                 |secret: &str| its.iter().any(|pod| !pod.has_ended() && pod.spec.secrets().any(|it| it == secret));
@@ -196,7 +207,7 @@ impl Kubernetes {
         });
     }
 
-    /// A closer look at one Deployment and its pods.
+    /// Reads the current state of one Deployment and its pods.
     pub(super) async fn look_at(&self, handle: &Handle) -> Result<Option<Look>, OrchestratorError> {
         let Some((name, uid)) = handle.0.split_once('/') else { return Ok(None) };
         let deployment = match self.api.get::<Deployment>(Kind::Deployments, name).await {
@@ -211,7 +222,7 @@ impl Kubernetes {
         let mut its: Vec<Pod> = Vec::new();
         let take = |listed: Listed<Pod>| match listed {
             Listed::Begun => its.clear(),
-            Listed::Item(pod) => its.extend(pod.is_of(name).then_some(pod)),
+            Listed::Item(pod) => its.extend((pod.is_of(name) && !self.is_other_platforms(&pod)).then_some(pod)),
         };
         self.list_all(Kind::Pods, &format!("{LABEL_CONNECTOR}={connector}"), take).await?;
         let connector = ConnectorId::new(&connector).map_err(|invalid| OrchestratorError::Refused {
@@ -235,7 +246,7 @@ impl Kubernetes {
         self.known().insert(handle, known);
     }
 
-    /// Where the log of a workload is, as far as it was seen.
+    /// Where the log of a workload is. `None` when the last look at the workload found no log.
     pub(super) fn log_source(&self, handle: &Handle) -> Option<LogSource> {
         self.known().get(handle)?.log.clone()
     }
@@ -252,14 +263,14 @@ fn left_words(pod: &Pod) -> String {
     }
 }
 
-/// What a listing gives.
+/// What [`Kubernetes::list_all`] hands over.
 enum Listed<T> {
-    /// It begins, perhaps not for the first time: what it gave before does not count.
+    /// The list begins, perhaps again. Everything that was handed over before does not count any more.
     Begun,
     Item(T),
 }
 
-/// What of a Deployment matters, its pods aside.
+/// What matters of a Deployment itself, without its pods.
 struct Seen {
     name: String,
     uid: String,
@@ -306,7 +317,8 @@ impl Seen {
     }
 }
 
-/// Where we put it, and where the daemon may have left it. One that is empty belongs to a Deployment that is not complete.
+/// The hash of a Deployment, from our annotation or from the variable that the daemon sets. An incomplete Deployment
+/// has an empty one, which counts as none.
 fn hash(deployment: &Deployment) -> Option<ConfigHash> {
     let annotations = [&deployment.metadata, &deployment.spec.template.metadata].map(|meta| &meta.annotations);
     let variables = deployment.spec.template.spec.containers.iter().flat_map(|container| &container.env);
@@ -315,7 +327,8 @@ fn hash(deployment: &Deployment) -> Option<ConfigHash> {
     ConfigHash::new(text).ok()
 }
 
-/// A Deployment can be changed where it is as long as it selects its pods by labels that ours have.
+/// How a Deployment can be changed. Its selector can never change, so one that does not select its pods by exactly our
+/// labels has to be made anew.
 fn change(deployment: &Deployment) -> Change {
     let selector = &deployment.spec.selector;
     let ours = [LABEL_MANAGER, LABEL_CONNECTOR];
@@ -330,7 +343,7 @@ fn change(deployment: &Deployment) -> Change {
 
 fn drift(deployment: &Deployment, hash: Option<&ConfigHash>, applied: &Applied) -> Option<Trouble> {
     let meta = &deployment.metadata;
-    // A pass that was cut off wrote the fields of another configuration.
+    // After a pass that was cut off, the note may be about another configuration and cannot be compared.
     let same = hash.is_some_and(|hash| hash.as_str() == applied.hash);
     let now = ownership::fingerprint(&meta.managed_fields)?;
     (same && now != applied.fields).then(|| {
@@ -346,7 +359,7 @@ fn memory(deployment: &Deployment) -> Result<Option<ConnectorMemory>, String> {
     deployment.metadata.annotations.get(ANNOTATION_MEMORY).map(|text| decode(text)).transpose()
 }
 
-/// The variables whose values stand in the Deployment; those in its Secret are not read.
+/// The variables whose values are in the Deployment itself. The values in its Secret are not read.
 fn environment(deployment: &Deployment) -> Vec<(String, Secret)> {
     let containers = &deployment.spec.template.spec.containers;
     let container = containers.iter().find(|container| container.name == CONTAINER).or_else(|| containers.first());
@@ -368,7 +381,7 @@ impl From<ApiError> for crate::orchestrator::StepError {
 }
 
 impl Kubernetes {
-    /// Whether a workload that should run has an image that cannot be pulled: the pull secret may be out of date.
+    /// Whether the image of a workload that should run cannot be pulled. Then the pull secret may be out of date.
     pub(super) fn has_pull_trouble(observation: &Observation) -> bool {
         let workloads = observation.observed.workloads.iter().filter(|workload| workload.phase != Phase::Stopped);
         workloads.flat_map(|workload| &workload.troubles).any(|trouble| trouble.kind == TroubleKind::ImagePull)

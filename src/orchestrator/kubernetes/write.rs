@@ -1,4 +1,5 @@
-//! Steps on Deployments: what is made, in which order, so that no value is ever missing and no two instances run at once.
+//! Carries out steps on Deployments, in an order in which no value is missing and no two instances of a connector run
+//! at once.
 
 use std::time::Duration;
 
@@ -21,24 +22,24 @@ use crate::stop::{Cause, Stop};
 
 /// Longest wait for the pods of a Deployment to end; the default grace period of a pod is 30 s.
 const END_TIMEOUT: Duration = Duration::from_mins(1);
-/// Time between two looks at pods that end.
+/// The time between two looks at pods that are ending.
 const END_POLL: Duration = Duration::from_millis(500);
-/// Times that fields are taken over again when something else wrote the object meanwhile.
+/// How often fields are taken over again when somebody else wrote the object meanwhile.
 const TAKEOVER_TRIES: usize = 5;
-/// Ends of the two names that a connector's Secret can have: a change is written to the one that is not in use.
+/// A connector's Secret has one of two names, which end like this. A change is written to the name that is not in use.
 const SLOTS: [&str; 2] = ["env-a", "env-b"];
 
 const CURE_CHANGED: Cure = Cure("see who else changes or deletes it; the next pass tries again");
 
 impl Kubernetes {
-    /// Makes a Deployment that does not exist. It starts, and counts as complete, once everything is there.
+    /// Creates a Deployment. It is paused and counts as incomplete until its Secret and everything else exist.
     pub(super) async fn deploy(&self, spec: &Spec, name: &str, start: bool) -> Result<Handle, StepError> {
         let pull_secret = self.pull_secret().await?;
         let shape = Shape { name, secret: name, pull_secret: pull_secret.as_deref(), start: false, complete: false };
         let skeleton = render::deployment(spec, &self.defaults, shape);
         let object = match self.api.create::<Value>(Kind::Deployments, &skeleton).await {
             Ok(object) => object,
-            // Made by a request whose answer was lost, or by somebody else.
+            // An earlier request made it and its answer was lost, or somebody else made it.
             Err(error) if error.code() == 409 => self.api.get::<Value>(Kind::Deployments, name).await?,
             Err(error) => return Err(error.into()),
         };
@@ -48,7 +49,7 @@ impl Kubernetes {
         self.converge(spec, object, start).await
     }
 
-    /// Changes a Deployment where it is.
+    /// Changes a Deployment in place.
     pub(super) async fn refresh(&self, spec: &Spec, old: &Handle, start: bool) -> Result<Handle, StepError> {
         let (name, uid) = parts(old);
         let object: Value = self.api.get(Kind::Deployments, name).await?;
@@ -58,7 +59,8 @@ impl Kubernetes {
         self.converge(spec, object, start).await
     }
 
-    /// Takes a Deployment away and makes it anew. What can be found wrong with the new one is found before that.
+    /// Deletes a Deployment and makes it anew. What the API server may refuse of the new one is tried before the old
+    /// one goes.
     pub(super) async fn recreate(
         &self,
         spec: &Spec,
@@ -102,8 +104,9 @@ impl Kubernetes {
         Ok(())
     }
 
-    /// Secret, then Deployment. Up to the Deployment's apply nothing that runs is changed; the Secret of what runs stays until
-    /// its last pod is gone, for a container that is restarted reads it again.
+    /// Writes the Secret and then the Deployment, so that nothing that runs changes before the Deployment is applied.
+    /// The Secret of the old pods stays until the last of them is gone, because a container that restarts reads it
+    /// again.
     async fn converge(&self, spec: &Spec, object: Value, start: bool) -> Result<Handle, StepError> {
         let target = read(&object)?;
         let meta = &target.metadata;
@@ -119,7 +122,7 @@ impl Kubernetes {
         let shape = Shape { name, secret: &free, pull_secret: pull_secret.as_deref(), start, complete: true };
         let mut wanted = render::deployment(spec, &self.defaults, shape);
         if let Some(metadata) = wanted.get_mut("metadata").and_then(Value::as_object_mut) {
-            // Of a Deployment that was made anew meanwhile, nothing is changed.
+            // With the uid, the API server refuses the apply when somebody made the Deployment anew meanwhile.
             metadata.insert("uid".to_owned(), uid.into());
         }
         if !ownership::is_applied(&meta.managed_fields) {
@@ -129,7 +132,7 @@ impl Kubernetes {
             self.api.apply::<Value>(Kind::Secrets, &secret).await?;
         }
         let applied: Value = match self.api.apply(Kind::Deployments, &wanted).await {
-            // What somebody wrote by hand does not go together with ours.
+            // Fields that somebody wrote by hand contradict ours, so ours are made the only ones.
             Err(error) if error.code() == 422 && !error.is_another() => {
                 self.take_over(self.api.get(Kind::Deployments, name).await?, Takeover::Exclusive).await?;
                 self.api.apply(Kind::Deployments, &wanted).await?
@@ -144,7 +147,8 @@ impl Kubernetes {
         Ok(handle)
     }
 
-    /// Writes down whose fields were applied, so that a change by somebody else is seen, and which Secret is to go.
+    /// Notes on the Deployment which fields were applied, so that a change by somebody else is seen, and which Secret
+    /// is to be deleted later.
     async fn note_applied(&self, name: &str, applied: &Value, spec: &Spec, retired: Option<String>) {
         let Ok(applied) = read(applied) else { return };
         let managed = &applied.metadata.managed_fields;
@@ -162,8 +166,8 @@ impl Kubernetes {
         self.api.merge::<Value>(Kind::Deployments, name, None, &patch).await.map(drop)
     }
 
-    /// Takes away the Secrets of pods that are all gone. What fails, or has no time any more, is tried again by the next pass,
-    /// and goes with its Deployment at the latest.
+    /// Deletes the Secrets whose pods are all gone. A Secret that cannot be deleted now is tried again by the next
+    /// pass, and the garbage collector deletes it with its Deployment at the latest.
     pub(super) async fn discard_retired(&self) {
         let outlived: Vec<(Handle, Applied)> = self
             .known()
@@ -185,8 +189,8 @@ impl Kubernetes {
         futures_util::stream::iter(discarding).buffer_unordered(self.concurrency).collect::<Vec<()>>().await;
     }
 
-    /// Writes fields down as ours without changing them. The cluster's own controllers write the object as well: then it is
-    /// looked at again.
+    /// Makes fields ours in `managedFields`. Tries again with a fresh look at the object when one of the
+    /// cluster's own controllers wrote it meanwhile.
     async fn take_over(&self, mut object: Value, takeover: Takeover) -> Result<(), StepError> {
         let (name, uid) = {
             let target = read(&object)?;
@@ -222,7 +226,7 @@ impl Kubernetes {
         Err(StepError::Refused { what, why, cure: CURE_CHANGED })
     }
 
-    /// Whose a Deployment is, in words; `None` when it is this connector's own.
+    /// Describes the owner of a Deployment. `None` when it belongs to this connector.
     fn other_owner(&self, object: &Value, connector: &ConnectorId) -> Option<String> {
         let label = |name: &str| object.pointer("/metadata/labels")?.get(name)?.as_str();
         let (manager, platform) = (self.owner.manager.as_str(), self.owner.platform.label());
@@ -235,8 +239,8 @@ impl Kubernetes {
         }
     }
 
-    /// Stops a Deployment and waits until none of its pods is left. A wait that has begun is not cut short by a signal: what
-    /// comes after it starts the connector again.
+    /// Stops a Deployment and waits until none of its pods is left. A signal does not end the wait, because what comes
+    /// after it starts the connector again.
     pub(super) async fn end(&self, handle: &Handle, stop: &Stop) -> Result<(), StepError> {
         let (name, uid) = parts(handle);
         let deployment: Deployment = match self.api.get(Kind::Deployments, name).await {
@@ -252,7 +256,8 @@ impl Kubernetes {
         let begun = tokio::time::Instant::now();
         loop {
             let pods = self.api.list::<Page<Pod>>(Kind::Pods, &params).await?.items;
-            let Some(left) = pods.iter().find(|pod| pod.is_of(name) && !pod.has_ended()) else { return Ok(()) };
+            let its = |pod: &&Pod| pod.is_of(name) && !self.is_other_platforms(pod) && !pod.has_ended();
+            let Some(left) = pods.iter().find(its) else { return Ok(()) };
             if begun.elapsed() >= END_TIMEOUT || stop.cause() == Some(Cause::LockLost) {
                 let what = format!("the pod {} of the old Deployment has not ended", left.metadata.name);
                 return Err(StepError::StillRunning { what, waited_s: begun.elapsed().as_secs() });
@@ -261,7 +266,8 @@ impl Kubernetes {
         }
     }
 
-    /// The pull secret for the configured registry, made or brought up to date once in a pass. `None` without a login.
+    /// The name of the pull secret for the configured registry, which is written once in a pass. `None` without a
+    /// login.
     pub(super) async fn pull_secret(&self) -> Result<Option<String>, ApiError> {
         let Some((lease_name, lease_uid)) = self.lease_owner() else { return Ok(None) };
         let name = self.pull_secret_name();
@@ -275,14 +281,14 @@ impl Kubernetes {
     }
 }
 
-/// The Secret of ours that a Deployment's containers refer to.
+/// The name of the Secret of ours to which the containers of a Deployment refer.
 pub(super) fn secret_in(deployment: &Deployment) -> Option<String> {
     let ours = SLOTS.map(|slot| secret_name(&deployment.metadata.name, &deployment.metadata.uid, slot));
     deployment.spec.template.spec.secrets().find(|name| ours.iter().any(|ours| ours == name)).map(str::to_owned)
 }
 
-/// It cannot be somebody else's, for it holds a hash of the Deployment's uid; nor that of an earlier Deployment of the same
-/// name, which the garbage collector may be about to take away.
+/// The name of a connector's Secret. It holds a hash of the Deployment's uid, so it is neither somebody else's nor that
+/// of an earlier Deployment of the same name, whose Secret the garbage collector may be about to delete.
 fn secret_name(name: &str, uid: &str, slot: &str) -> String {
     format!("{name}-{}-{slot}", short_hash(uid, 8))
 }

@@ -1,4 +1,4 @@
-//! What a lane tells its platform: which publications there are at each moment, and what became of them.
+//! Publishes what a lane has found and done, at each point where there is something to publish.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use crate::restart_window::Assessment;
 use crate::secret::Secret;
 
 impl Lane<'_> {
-    /// What to mask in the logs of workloads that the plan replaces, for a platform that appends: it must get the last lines
-    /// before they are gone.
+    /// The values to mask in the last logs of workloads that the plan replaces. Only a platform that appends gets these
+    /// logs, because for the others the log of the new workload replaces them.
     pub(super) fn secrets_of_last_logs(
         &self,
         look: &Look,
@@ -32,7 +32,7 @@ impl Lane<'_> {
             return BTreeMap::new();
         }
         let theirs = with_steps.iter().filter_map(|id| {
-            // Without its environment nobody knows what to mask.
+            // Without the environment of the workload it is unknown what to mask.
             let environment = &after.workloads.get(id).filter(|one| !one.environment.is_empty())?.environment;
             let connector = look.desired.connectors.get(id)?;
             Some((id.clone(), publish::secrets(self.platform.kind(), Some(connector), environment)))
@@ -74,20 +74,23 @@ impl Lane<'_> {
     ) -> Published {
         let with_steps = after_apply::connectors_with_steps(plan);
         let mut rest = publish::publications(state, |id| with_steps.contains(id));
-        for one in &mut rest {
-            let places = plan.entries.iter().enumerate().filter(|(_, entry)| entry.connector == one.connector);
-            let mut logs = places.filter_map(|(place, _)| outcomes.get_mut(&place)?.last_log.take());
-            one.last_log = logs.next();
+        for (place, outcome) in outcomes {
+            let (Some(entry), Some(last_log)) = (plan.entries.get(*place), outcome.last_log.take()) else { continue };
+            match rest.iter_mut().find(|one| one.connector == entry.connector) {
+                Some(one) => one.last_log = Some(last_log),
+                // Nothing else is known of it now, but these lines cannot be had again.
+                None => rest.push(publish::Publication::of_last_log(entry.connector.clone(), last_log)),
+            }
         }
         self.publisher(orchestrator, permit).publish(rest).await
     }
 
-    /// After a list that the platform could not give although it answers.
+    /// Publishes health alone after the platform failed to give the list, provided that it still answers.
     pub(super) async fn publish_health_alone<O: Orchestrator>(
         &mut self,
         orchestrator: &O,
         permit: Permit,
-        recalled: &Memory,
+        recalled: &mut Memory,
         end: &End,
     ) {
         let End::Platform(error) = end else { return };
@@ -97,15 +100,15 @@ impl Lane<'_> {
         let nothing = Desired::default();
         match self.until_stopped(orchestrator.observe(&nothing, recalled)).await {
             Ok(Ok(observation)) => {
-                let mut memory = recalled.clone();
-                memory.connectors.extend(observation.remembered);
+                // Without this, the memory that is written at the end would lack what is stored on the workloads.
+                recalled.connectors.extend(observation.remembered);
                 let rule = self.settings.policy.loop_rule;
-                let health = publish::health_alone(&observation.observed, &memory, rule, Timestamp::now());
+                let health = publish::health_alone(&observation.observed, recalled, rule, Timestamp::now());
                 let published = self.publisher(orchestrator, permit).publish(health).await;
                 self.report_published(&published);
             }
             Ok(Err(error)) => self.report.orchestrator_failed(&error),
-            // The end of the pass is in the report already, or comes there.
+            // The report says elsewhere that the pass had to stop.
             Err(_) => {}
         }
     }

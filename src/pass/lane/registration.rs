@@ -1,4 +1,5 @@
-//! The registration check of a lane: whether the platform knows this manager, and whether it has to be told anew.
+//! The registration check of a lane: finds out whether this manager is registered, and registers it when that is
+//! needed.
 
 use super::{End, Lane};
 use crate::access::Permit;
@@ -6,7 +7,8 @@ use crate::memory::Registration;
 use crate::platform::{Heartbeat, Registrant};
 
 impl Lane<'_> {
-    /// A heartbeat, and a registration when anything that it depends on has changed. Gives what is registered now.
+    /// Sends a heartbeat, and registers when anything that the registration depends on has changed. Returns what is
+    /// registered now.
     pub(super) async fn register(
         &mut self,
         permit: Permit,
@@ -32,7 +34,8 @@ impl Lane<'_> {
         Ok(wanted)
     }
 
-    /// What [`Self::register`] would find, without a write. False when the list cannot be had before a pass has registered.
+    /// Reports what [`Self::register`] would do, without a write. False when the platform gives no list before a pass
+    /// has registered.
     pub(super) async fn foresee_registration(
         &mut self,
         version: &str,
@@ -50,7 +53,7 @@ impl Lane<'_> {
             }
             Registrant::Nobody => "to register: the platform does not know this manager".to_owned(),
             Registrant::Other { who, .. } => format!("to register; the platform has {who} already and may refuse"),
-            // A pass itself can do without this.
+            // A pass does not need this information.
             Registrant::Unknown(why) => format!("cannot be told: {why}"),
         };
         self.report.platform.registration = Some(told);
@@ -68,7 +71,7 @@ impl Lane<'_> {
     }
 }
 
-/// Why this manager has to be registered, if it has to. Pure.
+/// Why this manager has to be registered. `None` when it does not. Pure.
 fn reason_to_register(
     heartbeat: &Heartbeat,
     remembered: Option<&Registration>,

@@ -1,4 +1,4 @@
-//! What OpenAEV means by an answer other than yes (contracts 3, errors). Pure.
+//! Explains the answers with which OpenAEV refuses a request (contracts 3, errors). Pure.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -26,42 +26,43 @@ const GONE_CURE: Cure =
 const INVALID_CURE: Cure =
     Cure("compare the platform's version with the ones that the README names; where they fit, report this message");
 
-/// What an answer means.
+/// The meaning of such an answer. The texts are the platform's words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// 401: the token is missing or not a valid one.
     Token,
-    /// 400: another composer has the place, or nobody has it.
+    /// 400: another composer has the place, or nobody does.
     WrongComposer,
-    /// 400: a field's value is not allowed; the field and what is wrong with it.
+    /// 400: the value of a field is not allowed.
     Invalid(String),
-    /// 404 for a whole route: that is how OpenAEV answers a user who lacks the capability for it. Its words.
+    /// 404 for a whole route, which is the answer to a user who lacks the capability for it.
     Hidden(String),
-    /// 404 for one instance.
+    /// 404 for one instance, which somebody deleted.
     Gone(String),
-    /// 403: an action that takes an Enterprise licence.
+    /// 403: the action needs an Enterprise licence.
     Licence,
-    /// Any other 403 in OpenAEV's own words.
+    /// Any other 403 that comes from OpenAEV itself.
     Guarded(String),
-    /// 409.
+    /// 409: the request conflicts with the state of the platform.
     Conflict(String),
-    /// Not OpenAEV's words, or not about this request: only the status tells.
+    /// The body does not come from OpenAEV or does not concern this request, so only the status says anything.
     Unexplained,
 }
 
-/// What was asked, for an explanation.
+/// The request that was refused, as far as an explanation needs it.
 pub(super) struct Setting<'a> {
     pub(super) operation: &'static str,
     pub(super) url: &'a str,
     pub(super) id: &'a str,
     pub(super) hint: &'a str,
-    /// What the operation takes.
+    /// The capability that the operation needs.
     pub(super) capability: &'static str,
-    /// Whether the route is the one that all calls go to, and not another tenant's.
+    /// Whether the request went to the tenant of the settings, like all other calls, and not to the tenant of one
+    /// connector.
     pub(super) everywhere: bool,
 }
 
-/// The bodies of all errors together.
+/// The fields of all the bodies that an error can have.
 #[derive(Default, Deserialize)]
 struct Body {
     #[serde(default)]
@@ -70,7 +71,7 @@ struct Body {
     error: Option<String>,
     #[serde(default)]
     errors: Option<Value>,
-    /// Where there is one and no message, the body is the framework's own.
+    /// A body that has a path and no message comes from the web framework.
     #[serde(default)]
     path: Option<String>,
 }
@@ -83,17 +84,18 @@ impl Refusal {
         let Ok(body) = serde_json::from_str::<Body>(&answer.body) else { return Self::Unexplained };
         let fields = fields(body.errors.as_ref());
         let message = answer::message(body.message.as_deref().unwrap_or_default());
+        let error = body.error.as_deref().map(answer::message);
         match answer.status {
-            // Builds that do not say why have no other 400 without a message (contracts 3).
+            // Some builds give no reason here. They have no other 400 without a message (contracts 3).
             400 if message.contains("xtm-composer identifier") || (message.is_empty() && body.path.is_some()) => {
                 Self::WrongComposer
             }
-            400 | 422 => Self::Invalid(together(&words(message, body.error), &fields)),
+            400 | 422 => Self::Invalid(together(&words(message, error), &fields)),
             404 if message.starts_with("Element not found: ConnectorInstance") => Self::Gone(message),
-            404 => Self::Hidden(words(message, body.error)),
+            404 => Self::Hidden(words(message, error)),
             403 if message == "LICENSE_RESTRICTION" => Self::Licence,
-            403 => Self::Guarded(words(message, body.error)),
-            409 => Self::Conflict(together(&message, &body.error.into_iter().collect::<Vec<_>>())),
+            403 => Self::Guarded(words(message, error)),
+            409 => Self::Conflict(together(&message, &error.into_iter().collect::<Vec<_>>())),
             _ => Self::Unexplained,
         }
     }
@@ -145,7 +147,7 @@ impl Refusal {
     }
 }
 
-/// `field: what is wrong with it`, from `{children: {field: {errors: [..]}}}`.
+/// Turns `{children: {field: {errors: [..]}}}` into texts of the form `field: what is wrong with it`.
 fn fields(errors: Option<&Value>) -> Vec<String> {
     let children = errors.and_then(|errors| errors.get("children")).and_then(Value::as_object);
     let told = children.into_iter().flatten().map(|(field, child)| {

@@ -1,4 +1,4 @@
-//! What OpenAEV sends and takes, and what is made of it. Pure.
+//! The JSON that OpenAEV sends and accepts, and its conversion. Pure.
 
 use std::collections::BTreeMap;
 
@@ -12,21 +12,21 @@ use crate::platform::error::PlatformError;
 use crate::platform::{Health, version};
 use crate::secret::Secret;
 
-/// The variable in which a multi-tenant platform gives an instance its tenant.
+/// The variable with which a multi-tenant platform tells an instance its tenant.
 const TENANT_VARIABLE: &str = "OPENAEV_TENANT_ID";
-/// Longest text that is taken for a version.
+/// Characters of the longest text that counts as a version.
 const VERSION_MAX: usize = 64;
-/// Longest text that is taken for a tenant's id.
+/// Characters of the longest text that counts as the id of a tenant.
 const TENANT_MAX: usize = 64;
 
 /// The answer to a registration and to a heartbeat.
 #[derive(Debug, Deserialize)]
 pub(super) struct Composer {
-    /// The platform's version when the composer registered (contracts 3).
+    /// The version that the platform had when the composer registered (contracts 3).
     pub(super) xtm_composer_version: Option<String>,
 }
 
-/// One entry of the list. Null fields are left out, and keys that are not ours are ignored.
+/// One entry of the list. The platform leaves out fields that are null. Unknown keys are ignored.
 #[derive(Deserialize)]
 struct Instance {
     #[serde(rename = "connector_instance_id")]
@@ -41,7 +41,7 @@ struct Instance {
     current: Option<String>,
     #[serde(rename = "connector_instance_requested_status")]
     requested: String,
-    /// Required: an instance has a token and an id at least, and one without them must not be deployed.
+    /// Required, because an instance has at least a token and an id and must not be deployed without them.
     #[serde(rename = "connector_instance_configurations")]
     configurations: Vec<Configuration>,
 }
@@ -56,7 +56,7 @@ struct Configuration {
     encrypted: Option<bool>,
 }
 
-/// The list, and the tenant of each instance that names one. A malformed entry is unreadable alone.
+/// Reads the list, and the tenant of each instance that names one. A malformed entry does no harm to the others.
 pub(super) fn listing(entries: &[&RawValue]) -> (Listing, BTreeMap<String, String>) {
     #[derive(Deserialize)]
     struct OnlyId {
@@ -96,7 +96,8 @@ fn connector(instance: Instance) -> WireConnector {
     }
 }
 
-/// Only what can be one segment of a path: anything else would lead to another route.
+/// The tenant of an instance. `None` for a text that cannot be one segment of a path, because it would lead to another
+/// route.
 fn tenant(instance: &Instance) -> Option<String> {
     let mut configurations = instance.configurations.iter();
     let entry = configurations.find(|entry| entry.key == TENANT_VARIABLE && entry.encrypted != Some(true))?;
@@ -106,7 +107,7 @@ fn tenant(instance: &Instance) -> Option<String> {
     usable.then(|| tenant.to_owned())
 }
 
-/// The bare text that is a version. Some servers quote a text that they send as JSON: the quotes are no part of it.
+/// Reads the version from a bare text. Some servers send the text as JSON, so quotes around it are removed.
 pub(super) fn version(operation: &'static str, url: &str, body: &str) -> Result<String, PlatformError> {
     let text = body.trim();
     let bare = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
@@ -124,7 +125,7 @@ pub(super) fn version(operation: &'static str, url: &str, body: &str) -> Result<
 
 pub(super) fn health(health: &Health) -> Value {
     json!({
-        // Java's int has 32 bits.
+        // The platform reads it into a Java int, which has 32 bits.
         "connector_instance_restart_count": i32::try_from(health.restarts).unwrap_or(i32::MAX),
         "connector_instance_started_at": format!("{:.3}", health.started_at),
         "connector_instance_is_in_reboot_loop": health.looping,
@@ -138,6 +139,7 @@ mod tests {
 
     use super::{health, listing, version};
     use crate::platform::Health;
+    use crate::secret::Secret;
 
     fn told(body: &str) -> Result<String, String> {
         version("settings/version", "https://aev", body).map_err(|error| error.to_string())
@@ -178,7 +180,7 @@ mod tests {
             ("Atomic Red Team-9f", "openaev/collector:2.1.0")
         );
         assert_eq!((connector.requested.as_str(), connector.current.as_deref()), ("starting", Some("stopped")));
-        let values = connector.configuration.iter().map(|v| (v.value.as_ref().map(|v| v.expose()), v.encrypted));
+        let values = connector.configuration.iter().map(|v| (v.value.as_ref().map(Secret::expose), v.encrypted));
         let wanted =
             [(Some("hunter2"), false), (Some(""), false), (Some("null"), false), (None, false), (Some("AQ=="), true)];
         assert_eq!(values.take(5).collect::<Vec<_>>(), wanted);
