@@ -541,9 +541,7 @@ fn a_lease_that_one_lane_loses_stops_that_lane_alone() {
     let path = scene.lease_path("-opencti");
     scene.cluster.ask("PATCH", &path, "application/merge-patch+json", Some(&another));
     scene.cluster.tap.take_calls();
-    scene
-        .cluster
-        .wait_for("the lane to see it", |cluster| cluster.tap.take_calls().iter().any(|call| held(call)).then_some(()));
+    scene.cluster.wait_for("the lane to see it", |cluster| cluster.tap.take_calls().iter().any(held).then_some(()));
     gate.open();
     let report = running.wait().expect_code(exit::LOCKED.into()).json();
     let codes = BOTH.map(|platform| lane(&report, platform)["exit_code"].clone());

@@ -2,7 +2,7 @@
 //!
 //! Both fleets run at the same time and their passes are measured in turn, so that what disturbs one disturbs the other.
 
-use stand_in_platform::{Connector, Instance, OPENAEV_DEFAULT_TOKEN, State};
+use stand_in_platform::{Connector, Instance, OPENAEV_DEFAULT_TOKEN, OpenAev, State};
 
 use crate::child::Program;
 use crate::direct::Direct;
@@ -57,10 +57,14 @@ impl Fleet {
     fn deployed(scene: &Scene, connectors: usize, instances: usize) -> Self {
         let manager = unique("bench-lanes");
         let platform = Platform::start(variable("XTM_BENCH_STAND_IN").as_ref());
-        let mut state = State::default();
-        state.connectors = (1..=connectors).map(|number| connector(&manager, number)).collect();
-        state.openaev.instances = (1..=instances).map(|number| instance(&manager, number)).collect();
+        let openaev = OpenAev {
+            instances: (1..=instances).map(|number| instance(&manager, number)).collect(),
+            ..OpenAev::default()
+        };
+        let connectors = (1..=connectors).map(|number| connector(&manager, number)).collect();
+        let state = State { connectors, openaev, ..State::default() };
         platform.set(&state);
+        let connectors = state.connectors.len();
         let mut program = scene.program(scene.docker_host());
         let set = [("MANAGER__ID", manager.as_str()), ("OPENCTI__URL", &platform.url)];
         let aev = [

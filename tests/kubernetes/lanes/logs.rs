@@ -72,7 +72,7 @@ fn everything_is_new_of_what_was_deployed_here_and_of_a_new_pod_and_the_tail_of_
 
 /// Lines with their times, as a kubelet gives them.
 fn timed(lines: &[(Timestamp, &str)]) -> String {
-    lines.iter().map(|(at, line)| format!("{at:.9} {line}\n")).collect()
+    lines.iter().fold(String::new(), |text, (at, line)| text + &format!("{at:.9} {line}\n"))
 }
 
 /// A run that began after another one had ended with an error.
