@@ -59,6 +59,9 @@ struct Arguments {
     /// Times that each pass is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     repeat: u32,
+    /// Measure nothing but two lanes beside one
+    #[arg(long)]
+    lanes_alone: bool,
     /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -75,8 +78,11 @@ fn main() -> ExitCode {
     println!("{}\n", scene.heading());
     scene.warm_up();
     let mut notes = Vec::new();
-    let mut rows = running(&scene, &mut notes);
-    rows.extend(stopped(&scene));
+    let mut rows = Vec::new();
+    if !arguments.lanes_alone {
+        rows.extend(running(&scene, &mut notes));
+        rows.extend(stopped(&scene));
+    }
     rows.extend(lanes::rows(&scene));
     rows.extend(program(&scene));
     println!("{}", table::table(&rows));
@@ -84,7 +90,8 @@ fn main() -> ExitCode {
         println!("{note}");
     }
     let defaults = Arguments::parse_from([""; 1]);
-    let is_default = Arguments { repeat: 0, bench: false, ..arguments } == Arguments { repeat: 0, ..defaults };
+    let given = Arguments { repeat: 0, bench: false, lanes_alone: false, ..arguments };
+    let is_default = given == Arguments { repeat: 0, ..defaults };
     table::verdict(&rows, is_default)
 }
 
