@@ -30,7 +30,7 @@ const BUILD: &str = concat!(
 #[derive(Debug, Parser)]
 #[command(name = "xtm-reconcile", version = BUILD, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Cli {
-    /// What to do; without one, `run`.
+    /// The command to run; `run` when there is none.
     #[command(subcommand)]
     pub command: Option<Command>,
     /// Options of a pass.
@@ -49,7 +49,7 @@ Examples:
 Exit codes: 0 converged, 1 a connector failed, 2 changes pending (plan --detailed-exitcode), 3 platform, 4 cluster or engine,
 5 prune guard, 6 another pass runs, 64 wrong arguments, 78 invalid configuration, 130/143 SIGINT/SIGTERM.";
 
-/// What to do.
+/// The commands of the program.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make one pass (the default).
@@ -64,13 +64,13 @@ pub enum Command {
     Check,
     /// Make an RSA key pair of 4096 bits and write the private key, PKCS#8 PEM.
     Keygen {
-        /// Where to; must not exist.
+        /// The file to write the key to, which must not exist yet.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
     /// Print a completion script for a shell.
     Completions {
-        /// Which shell.
+        /// The shell that the script is for.
         shell: Shell,
     },
     /// Print the table of variables, as it stands in the README.
@@ -90,7 +90,7 @@ pub struct PassArgs {
     /// How to print the report.
     #[arg(long, value_enum, default_value_t = Output::Table, global = true)]
     pub output: Output,
-    /// Remove whatever is not listed, whatever the share.
+    /// Remove every workload that the platform does not list, however large a share that is.
     #[arg(long, global = true)]
     pub allow_prune: bool,
 }
@@ -98,7 +98,7 @@ pub struct PassArgs {
 /// How to print the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// A table for people.
     Table,
     /// One JSON document.
     Json,

@@ -29,7 +29,7 @@ use crate::stop::Stop;
 const KEPT: u32 = 10;
 /// Most bytes of one delivery to a platform that appends: proxies take a megabyte by default, and JSON makes text longer.
 const DELIVERY_MAX: usize = 400 * 1024;
-/// Stands where lines were left out of a delivery.
+/// The line that stands in place of lines that were left out of a delivery.
 const LEFT_OUT: &str = "[earlier lines are left out]";
 /// Longest wait for an answer once the pass has to end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -53,7 +53,7 @@ pub struct Publication {
 }
 
 impl Publication {
-    /// For a connector about whose workload there is nothing else to tell.
+    /// The publication for a connector about whose workload nothing else is known.
     pub(crate) fn of_last_log(connector: ConnectorId, last_log: Result<LogRead, OrchestratorError>) -> Self {
         let (status, health, logs, delivered, secrets) = (None, None, None, None, vec![]);
         Self { connector, status, health, logs, last_log: Some(last_log), delivered, secrets }
