@@ -160,6 +160,24 @@ fn whatever_fails_in_one_lane_neither_stops_nor_delays_the_other() {
 }
 
 #[test]
+fn a_platform_that_is_not_there_at_all_is_no_trouble_of_the_other() {
+    let scene = Scene::new("gone");
+    scene.connector("a");
+    scene.instance("b");
+    // A port of which the system has just said that it is free, and that nobody listens on any more.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for (gone, healthy, id) in [("OPENAEV__URL", OPENCTI, "id-a"), ("OPENCTI__URL", OPENAEV, "id-b")] {
+        let program = scene.both().var(gone, format!("http://127.0.0.1:{port}"));
+        let report = program.run().expect_code(exit::PLATFORM.into()).json();
+        let other = if healthy == OPENCTI { OPENAEV } else { OPENCTI };
+        assert_eq!(lane(&report, healthy)["exit_code"], exit::OK, "{report:#}");
+        assert!(scene.on(healthy, id).running(), "{report:#}");
+        let said = lane(&report, other)["errors"].to_string();
+        assert!(said.contains("cannot be reached") && said.contains(gone), "{said}");
+    }
+}
+
+#[test]
 fn an_engine_that_one_lane_cannot_use_is_no_trouble_of_the_other() {
     let scene = Scene::new("engine");
     scene.connector("a");
