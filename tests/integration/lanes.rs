@@ -153,6 +153,8 @@ fn whatever_fails_in_one_lane_neither_stops_nor_delays_the_other() {
             if name == "slow" {
                 let took = |lane: &Value| lane["took_ms"].as_u64().unwrap();
                 assert!(took(bad) >= 6_000 && took(good) < 5_000, "{report:#}");
+                // Side by side, not one after the other.
+                assert!(report["took_ms"].as_u64().unwrap() < took(bad) + took(good), "{report:#}");
             }
         }
         scene.platform.clear_faults();
