@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use stand_in_platform::{Fault, FaultKind, Instance, OPENAEV_DEFAULT_TOKEN};
+use stand_in_platform::{Fault, FaultKind, Instance};
 use xtm_reconcile::exit;
 
 use crate::moves::SOON;
@@ -22,14 +22,9 @@ impl Scene {
         full
     }
 
-    /// The program with both platforms, which the stand-in serves side by side.
+    /// The program with both platforms.
     pub(crate) fn both(&self) -> Binary {
-        self.program()
-            .var("OPENAEV__ENABLE", "true")
-            .var("OPENAEV__URL", self.platform.url())
-            .var("OPENAEV__TOKEN", OPENAEV_DEFAULT_TOKEN)
-            .var("OPENAEV__DAEMON__SELECTOR", "docker")
-            .args(["--output", "json"])
+        self.with_openaev(self.program()).args(["--output", "json"])
     }
 
     #[track_caller]

@@ -9,7 +9,7 @@ use std::ops::Deref;
 
 use serde_json::{Value, json};
 use stand_in_platform::openaev::InstanceKind;
-use stand_in_platform::{Call, Instance, OPENAEV_DEFAULT_TOKEN};
+use stand_in_platform::{Call, Instance};
 use xtm_reconcile::exit;
 
 use crate::moves::line;
@@ -75,17 +75,10 @@ impl Aev {
     }
 
     fn program_on(&self, docker_host: &str) -> Binary {
-        self.0
-            .program_on(docker_host)
-            .without_var("OPENCTI__URL")
-            .without_var("OPENCTI__TOKEN")
-            .without_var("OPENCTI__DAEMON__SELECTOR")
-            .var("OPENCTI__ENABLE", "false")
-            .var("OPENAEV__ENABLE", "true")
-            .var("OPENAEV__URL", self.platform.url())
-            .var("OPENAEV__TOKEN", OPENAEV_DEFAULT_TOKEN)
-            .var("OPENAEV__DAEMON__SELECTOR", "docker")
-            .args(["--output", "json"])
+        let program = ["OPENCTI__URL", "OPENCTI__TOKEN", "OPENCTI__DAEMON__SELECTOR"]
+            .into_iter()
+            .fold(self.0.program_on(docker_host), Binary::without_var);
+        self.0.with_openaev(program).var("OPENCTI__ENABLE", "false").args(["--output", "json"])
     }
 
     /// One pass that has to end with this code. Gives what it reports of its lane.

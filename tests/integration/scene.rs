@@ -1,6 +1,6 @@
 //! A scene: one manager, one stand-in platform, the shared engine, and the program with the right environment.
 
-use stand_in_platform::{Connector, DEFAULT_TOKEN, StandIn, State};
+use stand_in_platform::{Connector, DEFAULT_TOKEN, OPENAEV_DEFAULT_TOKEN, StandIn, State};
 
 use crate::support::{Binary, Container, Engine, KeyForm, Manager, Outcome, TestKey};
 
@@ -55,6 +55,15 @@ impl Scene {
             .var("OPENCTI__TOKEN", DEFAULT_TOKEN)
             .var("OPENCTI__DAEMON__SELECTOR", "docker")
             .var("DOCKER_HOST", docker_host)
+    }
+
+    /// A program that serves OpenAEV as well, which the stand-in has beside OpenCTI.
+    pub(crate) fn with_openaev(&self, program: Binary) -> Binary {
+        program
+            .var("OPENAEV__ENABLE", "true")
+            .var("OPENAEV__URL", self.platform.url())
+            .var("OPENAEV__TOKEN", OPENAEV_DEFAULT_TOKEN)
+            .var("OPENAEV__DAEMON__SELECTOR", "docker")
     }
 
     /// One pass, with the report as JSON.
