@@ -1,6 +1,8 @@
 //! The command `check`, which finds out whether a pass can work. Its table has green and red lines for every lane. It
 //! writes nothing anywhere.
 
+mod xtm_one;
+
 use std::io::IsTerminal;
 use std::sync::Arc;
 
@@ -167,8 +169,14 @@ async fn sides_on<O: Orchestrator>(
     let remembered = recalled.is_some_and(|recalled| recalled.memory.registration.is_some());
     let platform = platform::connect(&settings.platform, manager, 1, stop.clone());
     let asked = tokio::task::spawn_blocking({
-        let manager = Arc::clone(manager);
-        move || ask(platform.as_ref(), &manager, remembered)
+        let (manager, stop, registration) = (Arc::clone(manager), stop.clone(), settings.xtm_one.clone());
+        move || {
+            let (mut lines, version, desired) = ask(platform.as_ref(), &manager, remembered);
+            if let Some(settings) = registration {
+                xtm_one::check(&settings, platform.as_ref(), version.as_deref(), &stop, &mut lines);
+            }
+            (lines, desired)
+        }
     });
     let mut desired = Desired::default();
     match asked.await {
@@ -182,28 +190,35 @@ async fn sides_on<O: Orchestrator>(
 }
 
 /// Checks everything about the platform. Blocks its thread.
-fn ask(platform: &dyn Platform, manager: &Manager, remembered: bool) -> (Lines, Desired) {
+fn ask(platform: &dyn Platform, manager: &Manager, remembered: bool) -> (Lines, Option<String>, Desired) {
     let mut lines = Lines::about(Some(platform.kind()));
-    match platform.version() {
+    let version = match platform.version() {
         Ok(version) => {
             lines.good("platform", format!("{} version {version}", platform.url()));
             lines.good("token", "accepted");
+            version
         }
         Err(error) => {
             let what = if matches!(error, PlatformError::TokenRefused { .. }) { "token" } else { "platform" };
             lines.platform(what, &error);
-            return (lines, Desired::default());
+            return (lines, None, Desired::default());
         }
-    }
-    capabilities(platform, &mut lines);
-    if !registration(platform, remembered, &mut lines) {
-        return (lines, Desired::default());
+    };
+    let desired = connectors(platform, manager, remembered, &mut lines);
+    (lines, Some(version), desired)
+}
+
+/// Checks everything that leads to the list of connectors.
+fn connectors(platform: &dyn Platform, manager: &Manager, remembered: bool, lines: &mut Lines) -> Desired {
+    capabilities(platform, lines);
+    if !registration(platform, remembered, lines) {
+        return Desired::default();
     }
     let desired = match platform.pull() {
         Ok(listing) => desired::read(listing),
         Err(error) => {
             lines.platform("connectors", &error);
-            return (lines, Desired::default());
+            return Desired::default();
         }
     };
     let notice = platform.listing_notice().map(|notice| format!(" ({notice})")).unwrap_or_default();
@@ -215,8 +230,8 @@ fn ask(platform: &dyn Platform, manager: &Manager, remembered: bool) -> (Lines, 
     for why in &desired.unidentified {
         lines.bad("connectors", exit::CONNECTOR_FAILED, why.clone());
     }
-    decryption(&desired, manager, &mut lines);
-    (lines, desired)
+    decryption(&desired, manager, lines);
+    desired
 }
 
 fn capabilities(platform: &dyn Platform, lines: &mut Lines) {

@@ -62,6 +62,9 @@ pub enum Command {
     },
     /// See whether configuration, key, platform and cluster or engine can be used; read-only.
     Check,
+    /// Look after the tokens that were made for XTM One.
+    #[command(subcommand)]
+    XtmOne(XtmOne),
     /// Make an RSA key pair of 4096 bits and write the private key, PKCS#8 PEM.
     Keygen {
         /// The file to write the key to, which must not exist yet.
@@ -76,6 +79,35 @@ pub enum Command {
     /// Print the table of variables, as it stands in the README.
     #[command(hide = true)]
     Variables,
+}
+
+/// The commands about XTM One.
+#[derive(Debug, Subcommand)]
+pub enum XtmOne {
+    /// Replace the tokens of the users who have one, tell XTM One, and revoke the former ones.
+    Rotate {
+        /// Replace the token of this user alone.
+        #[arg(long, value_name = "EMAIL")]
+        user: Option<String>,
+        /// Only show what would be done.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show how many users have a token, and what a pass remembers of the registration.
+    Status {
+        /// Accepted like that of the other commands; this one changes nothing anyway.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Revoke the tokens named "XTM One" of every user on the platform.
+    Revoke {
+        /// Confirm that it is meant for all users.
+        #[arg(long, required = true)]
+        all: bool,
+        /// Only show how many there are.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 /// Options of a pass.

@@ -1,8 +1,8 @@
 //! Makes validated settings from everything that the operator set. Nothing reads the environment after this.
 //!
 //! A setting takes this way: [`variables`] declares it, `source` finds its text in the files and the environment, and
-//! `parse` makes a value of the text. This file (for the process), `lane`, `docker` and `kubernetes` check the value
-//! and put it where it is used.
+//! `parse` makes a value of the text. This file (for the process), `lane`, `docker`, `kubernetes` and `xtm_one` check the
+//! value and put it where it is used.
 
 mod docker;
 mod kubernetes;
@@ -10,6 +10,7 @@ mod lane;
 mod parse;
 mod source;
 pub mod variables;
+mod xtm_one;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -113,8 +114,9 @@ pub fn load(
     let limits = limits(&process, &mut fields);
     let policy = policy(&process, &mut fields, allow_prune);
     let manager = manager(&process, &mut fields);
+    let xtm_one = xtm_one::settings(&process, &mut fields);
     let lanes = lanes.iter().filter_map(|(platform, texts)| {
-        let input = LaneInput { platform: *platform, texts, process: &process };
+        let input = LaneInput { platform: *platform, texts, process: &process, xtm_one: xtm_one.as_ref() };
         lane::settings(&input, policy.clone(), &mut fields)
     });
     let lanes = lanes.collect();

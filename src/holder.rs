@@ -25,9 +25,14 @@ pub struct Holder {
 /// The holder that stands for this process.
 #[must_use]
 pub fn this_process(pass: &str) -> Holder {
-    let host = read("/proc/sys/kernel/hostname").unwrap_or_else(|| "an unknown host".to_owned());
     let pid = std::process::id();
-    Holder { pass: pass.to_owned(), host, pid, space: space(), started: started(pid).unwrap_or(0) }
+    Holder { pass: pass.to_owned(), host: host(), pid, space: space(), started: started(pid).unwrap_or(0) }
+}
+
+/// The name of this machine or container.
+#[must_use]
+pub fn host() -> String {
+    read("/proc/sys/kernel/hostname").unwrap_or_else(|| "an unknown host".to_owned())
 }
 
 /// Whether the holder's process is seen to be gone. False when this process cannot see it, so that the lock has to

@@ -33,7 +33,9 @@ pub mod report;
 pub mod restart_window;
 pub mod secret;
 mod stop;
+mod stored_memory;
 mod telemetry;
+mod xtm_one;
 
 use std::fs::OpenOptions;
 use std::future::Future;
@@ -45,9 +47,11 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
-use cli::{Cli, Command, Output, PassArgs};
+use cli::{Cli, Command, Output, PassArgs, XtmOne};
 use config::{ConfigError, Settings};
 use key::ManagerKey;
+use model::PlatformKind;
+use pass::XtmOneCommand;
 use progress::Progress;
 use report::Report;
 use stop::{Cause, Stop};
@@ -63,6 +67,7 @@ pub fn run() -> u8 {
     // Sets the TLS provider for all libraries that use the process's default. It fails only when it is set already, and
     // only this program sets it.
     drop(rustls::crypto::ring::default_provider().install_default());
+    keep_memory_private();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -78,6 +83,13 @@ pub fn run() -> u8 {
         Command::Run => run_pass(&args, pass::Command::Run),
         Command::Plan { detailed_exitcode } => run_pass(&args, pass::Command::Plan { detailed_exitcode }),
         Command::Check => run_check(&args),
+        Command::XtmOne(XtmOne::Rotate { user, dry_run }) => {
+            run_pass(&args, pass::Command::XtmOne(XtmOneCommand::Rotate { user, dry_run }))
+        }
+        Command::XtmOne(XtmOne::Status { .. }) => run_pass(&args, pass::Command::XtmOne(XtmOneCommand::Status)),
+        Command::XtmOne(XtmOne::Revoke { dry_run, .. }) => {
+            run_pass(&args, pass::Command::XtmOne(XtmOneCommand::Revoke { dry_run }))
+        }
         Command::Keygen { out } => keygen(&out),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -86,6 +98,14 @@ pub fn run() -> u8 {
         }
         Command::Variables => print(&config::variables::markdown()),
     }
+}
+
+/// Keeps the memory of this process, which holds tokens and keys, out of core dumps and away from debuggers of the same
+/// user. Where the system does not allow it, the program works all the same.
+fn keep_memory_private() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 fn load(args: &PassArgs) -> Result<Settings, ConfigError> {
@@ -98,7 +118,7 @@ fn load(args: &PassArgs) -> Result<Settings, ConfigError> {
 fn run_pass(args: &PassArgs, command: pass::Command) -> u8 {
     let settings = match load(args) {
         Ok(settings) => settings,
-        Err(error) => return refuse_configuration(&error, command, args.output),
+        Err(error) => return refuse_configuration(&error, &command, args.output),
     };
     let progress = Arc::new(Progress::on_terminal());
     telemetry::start(&settings.logging, Arc::clone(&progress));
@@ -109,7 +129,16 @@ fn run_pass(args: &PassArgs, command: pass::Command) -> u8 {
             tracing::info!("{}", notice.message);
         }
     }
-    let Settings { manager, limits, lanes, notices, .. } = settings;
+    let Settings { manager, limits, mut lanes, notices, .. } = settings;
+    if matches!(&command, pass::Command::XtmOne(command) if command.is_about_keys()) {
+        lanes.retain(|lane| lane.platform.kind == PlatformKind::OpenCti);
+        if lanes.is_empty() {
+            return complain(
+                "xtm-reconcile: only OpenCTI's users have keys for XTM One, and OpenCTI is not served",
+                exit::CONFIG,
+            );
+        }
+    }
     let stop = Stop::after(limits.deadline);
     let mut report = match with_runtime(&stop, pass::pass(manager, limits, lanes, command, &stop, progress)) {
         Ok(report) => report,
@@ -170,7 +199,7 @@ fn render(report: &Report, output: Output) -> String {
     }
 }
 
-fn refuse_configuration(error: &ConfigError, command: pass::Command, output: Output) -> u8 {
+fn refuse_configuration(error: &ConfigError, command: &pass::Command, output: Output) -> u8 {
     let command = command.name();
     if output == Output::Json {
         let lines = check::configuration_problems(error);

@@ -91,10 +91,15 @@ impl Assembler {
     }
 }
 
+/// Masks the secrets in a text that is no log.
+pub(crate) fn masked<'a>(text: &str, secrets: impl IntoIterator<Item = &'a Secret>) -> String {
+    mask(&clean(text), &needles(secrets))
+}
+
 /// The texts to mask: each line of each secret. The longest come first, so that of a secret within another nothing is
 /// left.
-fn needles(secrets: &[Secret]) -> Vec<&str> {
-    let lines = secrets.iter().flat_map(|secret| secret.expose().lines());
+fn needles<'a>(secrets: impl IntoIterator<Item = &'a Secret>) -> Vec<&'a str> {
+    let lines = secrets.into_iter().flat_map(|secret| secret.expose().lines());
     let mut needles: Vec<&str> = lines.map(str::trim).filter(|line| line.len() >= SECRET_MIN).collect();
     needles.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
     needles.dedup();

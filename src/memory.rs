@@ -2,6 +2,8 @@
 //!
 //! Each orchestrator stores the memory in its own way.
 
+mod xtm_one;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
@@ -11,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::log_cursor::LogCursor;
 use crate::model::{ConfigHash, ConnectorId, Vitals};
 use crate::restart_window::{self, Assessment, LoopRule, Reading, RestartWindow};
+
+pub use xtm_one::{FailedRegistrations, XtmOneMemory};
 
 /// What a pass remembers of one connector.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +92,8 @@ pub struct Memory {
     /// The hashes of workloads that carry no hash label, by engine id, so that later passes need not look at them
     /// again.
     pub adopted: BTreeMap<String, ConfigHash>,
+    /// What is remembered of the registration with XTM One, which is written apart from the rest.
+    pub xtm_one: XtmOneMemory,
 }
 
 /// What it means for the memory that not all steps of a connector were done.
@@ -131,7 +137,8 @@ pub(crate) struct Findings {
 ///
 /// The order of the three parts matters. First, what the plan wants holds only for connectors whose steps were done.
 /// Second, the last look continues from there, because the counter of a workload that was replaced begins at zero while
-/// its history does not. Third, how far logs were delivered holds whatever became of the steps.
+/// its history does not. Third, how far logs were delivered holds whatever became of the steps. The part about XTM One is
+/// not decided here: it stays as it was recalled.
 #[must_use]
 pub(crate) fn next(
     recalled: &Memory,
@@ -163,7 +170,7 @@ pub(crate) fn next(
     let mut adopted = findings.adopted.clone().unwrap_or_else(|| recalled.adopted.clone());
     adopted.retain(|handle, _| !findings.gone.contains(handle));
     let registration = findings.registration.clone().or_else(|| recalled.registration.clone());
-    (Memory { registration, connectors, adopted }, assessments)
+    (Memory { registration, connectors, adopted, xtm_one: recalled.xtm_one.clone() }, assessments)
 }
 
 fn another_refusal(earlier: Option<&RefusedStart>, hash: &ConfigHash, now: Timestamp) -> RefusedStart {
@@ -199,6 +206,7 @@ mod tests {
             registration: Some(registration),
             connectors: [(id("a"), held("aaaa")), (id("b"), held("bbbb"))].into(),
             adopted: [("h1".to_owned(), hash("1111")), ("h2".to_owned(), hash("2222"))].into(),
+            xtm_one: XtmOneMemory { told_tokenless: Some("7.0.0".to_owned()), ..XtmOneMemory::default() },
         }
     }
 

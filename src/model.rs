@@ -1,5 +1,6 @@
 //! The words of the domain as types that are valid once built. No I/O, no decision.
 
+mod account;
 mod trouble;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::secret::Secret;
 
+pub use account::{TokenId, UserId};
 pub use trouble::{Trouble, TroubleKind};
 
 /// Longest value that every orchestrator accepts as a label, and longest RFC 1123 label.

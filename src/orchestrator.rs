@@ -128,6 +128,16 @@ pub(crate) trait Orchestrator: Send + Sync + 'static {
         memory: &Memory,
     ) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
 
+    /// Keeps a value under `key` in a Secret of this name, which it makes when there is none. Other keys of the Secret
+    /// stay. Fails where the orchestrator has no Secrets.
+    fn write_secret(
+        &self,
+        permit: Permit,
+        name: &str,
+        key: &str,
+        value: &Secret,
+    ) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
+
     /// Lists each permission that a pass needs, and whether it is granted, for `check`. Empty where the orchestrator
     /// has no permissions to ask for.
     fn permissions(&self) -> impl Future<Output = Result<Vec<Permission>, OrchestratorError>> + Send;

@@ -31,7 +31,7 @@ pub struct Limits {
 }
 
 /// What a pass does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command {
     /// Registers, reconciles and publishes. Takes the locks, and writes to both sides.
     Run,
@@ -40,22 +40,48 @@ pub(crate) enum Command {
         /// Whether the exit code is 2 when the plan has steps.
         detailed_exitcode: bool,
     },
+    /// Does one thing about XTM One, and nothing about connectors.
+    XtmOne(XtmOneCommand),
+}
+
+/// What an operator does about XTM One by hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum XtmOneCommand {
+    /// Replaces the tokens of all users who have one, or of the user with this address.
+    Rotate { user: Option<String>, dry_run: bool },
+    /// Looks at the tokens and at what is remembered.
+    Status,
+    /// Takes back all tokens.
+    Revoke { dry_run: bool },
+}
+
+impl XtmOneCommand {
+    /// Whether the command is about the keys of users, which one product alone has.
+    pub(crate) fn is_about_keys(&self) -> bool {
+        !matches!(self, Self::Status)
+    }
 }
 
 impl Command {
     /// The name of the command in reports and logs.
     #[must_use]
-    pub(crate) fn name(self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Run => "run",
             Self::Plan { .. } => "plan",
+            Self::XtmOne(XtmOneCommand::Rotate { .. }) => "xtm-one rotate",
+            Self::XtmOne(XtmOneCommand::Status) => "xtm-one status",
+            Self::XtmOne(XtmOneCommand::Revoke { .. }) => "xtm-one revoke",
         }
     }
 
-    fn access(self) -> Access {
+    fn access(&self) -> Access {
         match self {
-            Self::Run => Access::ReadWrite,
-            Self::Plan { .. } => Access::ReadOnly,
+            Self::Run
+            | Self::XtmOne(XtmOneCommand::Rotate { dry_run: false, .. } | XtmOneCommand::Revoke { dry_run: false }) => {
+                Access::ReadWrite
+            }
+            Self::Plan { .. } | Self::XtmOne(_) => Access::ReadOnly,
         }
     }
 }
@@ -87,7 +113,7 @@ pub(crate) async fn pass(
     let (begun, started_at) = (Instant::now(), Timestamp::now());
     let pass = Pass {
         id: format!("{:08x}", fastrand::u32(..)),
-        command,
+        command: command.clone(),
         manager: Arc::new(manager),
         limits,
         concurrency: (limits.concurrency / lanes.len().max(1)).max(1),

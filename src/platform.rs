@@ -1,15 +1,16 @@
 //! What the client of every platform offers (registration, pull, publishing) and how it fails.
 
-mod answer;
+mod accounts;
+pub(crate) mod answer;
 pub mod envelope;
 mod error;
 mod graphql;
 mod openaev;
 mod opencti;
 mod rest;
-mod retry;
-mod transport;
-mod version;
+pub(crate) mod retry;
+pub(crate) mod transport;
+pub(crate) mod version;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,30 +23,18 @@ use crate::desired::Listing;
 use crate::manager::Manager;
 use crate::memory::Registration;
 use crate::model::{ConnectorId, Cure, CurrentStatus, PlatformKind};
-use crate::secret::Secret;
 use crate::stop::Stop;
 
+pub(crate) use accounts::{Account, AccountPage, Accounts, NewToken, Profile, TOKEN_NAME};
 pub use error::PlatformError;
+pub use transport::Endpoint;
 
 /// How to reach one platform.
 #[derive(Debug)]
 pub struct PlatformSettings {
     pub kind: PlatformKind,
-    /// It has no trailing slash.
-    pub url: String,
-    pub token: Secret,
-    /// Whether any certificate is accepted.
-    pub insecure: bool,
-    /// PEM texts of the CAs to trust instead of the public ones. Empty trusts the public ones.
-    pub ca: Vec<String>,
-    /// PEM text of the proxy's CA, which is trusted in addition.
-    pub proxy_ca: Option<String>,
-    /// The URL of the proxy to go through. `None` goes directly.
-    pub proxy: Option<Secret>,
-    /// The hosts that are reached without the proxy.
-    pub no_proxy: Vec<String>,
+    pub endpoint: Endpoint,
     pub request_timeout: Duration,
-    pub connect_timeout: Duration,
     /// The longest time for the list of connectors, which a platform may hold back for a while.
     pub pull_timeout: Duration,
     /// The tenant whose routes are used. Only OpenAEV has tenants.
@@ -109,6 +98,12 @@ pub trait Platform: Send + Sync + 'static {
 
     /// Reports the health of a connector.
     fn set_health(&self, permit: Permit, id: &ConnectorId, health: &Health) -> Result<(), PlatformError>;
+
+    /// What the platform says of itself, for XTM One. `version` is the one that it runs.
+    fn profile(&self, version: &str) -> Result<Profile, PlatformError>;
+
+    /// The users of the platform and their tokens. `None` for a product whose users XTM One gets no keys of.
+    fn accounts(&self) -> Option<&dyn Accounts>;
 
     /// Sends log lines of a connector. [`Platform::log_delivery`] says whether they replace the lines that the platform
     /// has.

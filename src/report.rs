@@ -1,6 +1,7 @@
 //! Builds the report, which says what each lane of a pass found, did and failed to do. Building and rendering are pure.
 
 mod table;
+mod xtm_one;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +18,7 @@ use crate::platform::PlatformError;
 use crate::publish::{Failure, Sent};
 use crate::restart_window::Assessment;
 use crate::stop::Cause;
+use crate::xtm_one::XtmOneOutcome;
 
 pub(crate) use table::{columns, on_one_line, printable, table};
 
@@ -55,6 +57,8 @@ pub(crate) struct LaneReport {
     /// Each decision of the plan with its result.
     pub(crate) connectors: Vec<Line>,
     pub(crate) counts: Counts,
+    /// What came of the registration with XTM One. `None` when it is not active.
+    pub(crate) xtm_one: Option<XtmOneOutcome>,
     /// Why the prune guard refused removals. `None` when it did not.
     pub(crate) prune_refused: Option<PruneRefusal>,
     /// The faults that stopped the lane or a part of it.
@@ -221,6 +225,7 @@ impl LaneReport {
             orchestrator: OrchestratorReport { place: place.to_owned(), description: None, workloads: None },
             connectors: vec![],
             counts: Counts::default(),
+            xtm_one: None,
             prune_refused: None,
             errors: vec![],
             notices: vec![],
@@ -259,6 +264,14 @@ impl LaneReport {
         let code = if failure.platform_gone { exit::PLATFORM } else { exit::CONNECTOR_FAILED };
         let error = format!("{} was not published: {}", failure.what, failure.error);
         self.fault(code, Some(failure.connector.clone()), error, failure.cure);
+    }
+
+    /// Adds what came of the registration with XTM One. Whatever failed there ends in exit code 1 and no other.
+    pub fn xtm_one(&mut self, outcome: XtmOneOutcome) {
+        if !outcome.faults.is_empty() {
+            self.codes.push(exit::CONNECTOR_FAILED);
+        }
+        self.xtm_one = Some(outcome);
     }
 
     /// Adds an entry of the list that has no usable id.
@@ -326,7 +339,8 @@ impl LaneReport {
     /// Ends the report and computes its exit code. `pending` is the code to use when the plan has steps.
     pub fn finish(&mut self, took_ms: u64, pending: Option<u8>) {
         self.took_ms = took_ms;
-        if let Some(code) = pending.filter(|_| !self.counts.steps.is_empty()) {
+        let has_changes = self.xtm_one.as_ref().is_some_and(XtmOneOutcome::has_changes);
+        if let Some(code) = pending.filter(|_| !self.counts.steps.is_empty() || has_changes) {
             self.codes.push(code);
         }
         self.exit_code = exit::worst(self.codes.iter().copied());

@@ -2,23 +2,26 @@
 
 use std::time::Duration;
 
-use super::parse::FieldParser;
+use super::parse::{self, FieldParser};
 use super::source::Source;
 use super::variables::{LaneTexts, ProcessTexts};
-use super::{Notice, docker, kubernetes};
+use super::{Notice, docker, kubernetes, xtm_one};
 use crate::model::PlatformKind;
 use crate::orchestrator::OrchestratorSettings;
 use crate::pass::lane::LaneSettings;
 use crate::plan::Policy;
-use crate::platform::PlatformSettings;
+use crate::platform::{Endpoint, PlatformSettings};
 use crate::render::{ConnectorProxy, Registry};
 use crate::secret::Secret;
+use crate::xtm_one::XtmOneSettings;
 
 /// The texts from which the settings of one lane are made.
 pub(super) struct LaneInput<'a> {
     pub(super) platform: PlatformKind,
     pub(super) texts: &'a LaneTexts,
     pub(super) process: &'a ProcessTexts,
+    /// What all lanes share of the registration with XTM One. `None` when it is not active.
+    pub(super) xtm_one: Option<&'a XtmOneSettings>,
 }
 
 impl LaneInput<'_> {
@@ -34,8 +37,11 @@ pub(super) fn settings(lane: &LaneInput<'_>, policy: Policy, fields: &mut FieldP
     let orchestrator = orchestrator(lane, fields);
     let proxy = Proxy::new(lane, fields);
     let platform = platform(lane, proxy.as_ref(), fields);
+    let token = platform.as_ref().map(|platform| &platform.endpoint.token);
+    let xtm_one = xtm_one::of_lane(lane, token, orchestrator.as_ref(), fields);
     Some(LaneSettings {
         platform: platform?,
+        xtm_one,
         connector_proxy: proxy.map(|proxy| proxy.settings),
         registry,
         orchestrator: orchestrator?,
@@ -153,15 +159,17 @@ fn platform(lane: &LaneInput<'_>, proxy: Option<&Proxy>, fields: &mut FieldParse
         kind: lane.platform,
         tenant,
         take_over,
-        proxy: via.map(|(_, via)| via.clone()),
-        url,
-        token: token?,
-        insecure,
-        ca,
-        proxy_ca: proxy.and_then(|proxy| proxy.ca.clone()),
-        no_proxy: no_proxy.split(',').map(|host| host.trim().to_owned()).filter(|host| !host.is_empty()).collect(),
+        endpoint: Endpoint {
+            proxy: via.map(|(_, via)| via.clone()),
+            url,
+            token: token?,
+            insecure,
+            ca,
+            proxy_ca: proxy.and_then(|proxy| proxy.ca.clone()),
+            no_proxy: parse::hosts(no_proxy),
+            connect_timeout,
+        },
         request_timeout,
-        connect_timeout,
         pull_timeout,
     })
 }

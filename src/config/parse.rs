@@ -195,6 +195,11 @@ impl FieldParser {
     }
 }
 
+/// Splits a list of hosts that are reached without a proxy.
+pub(super) fn hosts(text: &str) -> Vec<String> {
+    text.split(',').map(|host| host.trim().to_owned()).filter(|host| !host.is_empty()).collect()
+}
+
 fn plain_text(value: Value) -> String {
     match value {
         Value::String(text) => text,

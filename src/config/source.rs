@@ -15,6 +15,9 @@ use super::variables::{
 use super::{Notice, Problem};
 use crate::model::PlatformKind;
 
+/// How many characters of a name under `XTM__` may be wrong for it to count as mistyped.
+const MISTYPED_CHARACTERS: usize = 2;
+
 /// The texts of variables, by name in upper case.
 type Texts = BTreeMap<String, String>;
 
@@ -124,11 +127,15 @@ fn overlay(texts: &mut Texts, environment: Texts) {
     texts.extend(environment);
 }
 
+/// Whether a variable of the environment is meant for this program. OpenCTI has settings of its own under `XTM__`, so
+/// an unknown name there counts only when it looks like a mistyped one.
 fn is_ours(name: &str) -> bool {
     name.starts_with("MANAGER__")
         || split_prefix(name).is_some()
         || declared(name).is_some()
         || name.strip_suffix("_FILE").is_some_and(|base| declared(base).is_some())
+        || (name.starts_with("XTM__")
+            && names().any(|known| strsim::damerau_levenshtein(name, &known) <= MISTYPED_CHARACTERS))
 }
 
 fn is_secret(name: &str) -> bool {

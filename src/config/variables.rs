@@ -127,6 +127,28 @@ variables! {
     http_proxy: Secret, "Default of `P__HTTP_PROXY`.";
     https_proxy: Secret, "Default of `P__HTTPS_PROXY`.";
     no_proxy: Plain, "Default of `P__NO_PROXY`.";
+    xtm__xtm_one_url: Plain, "URL of XTM One. Alone it does nothing, because OpenCTI's chatbot proxy uses it too; with the token, each pass registers the platforms with XTM One.";
+    xtm__xtm_one_token: Secret, "Registration token of XTM One (its `PLATFORM_REGISTRATION_TOKEN`).";
+    xtm__force: Plain = "false", "`true` also registers a platform that registers itself, as OpenCTI does from 7.260306 on.";
+    xtm__payload: Plain = "auto", "What a registration holds: `users` (users with keys), `intents` (neither users nor keys), or `auto`: `users` for platform versions before 7.260401 and 3.260401, `intents` from then on.";
+    xtm__platform_url: Plain, "URL of OpenCTI that XTM One and its users get. Default: what OpenCTI answers, which may be an internal address.";
+    xtm__license_pem: Secret, "Enterprise licence of OpenCTI, a PEM certificate, which no API of OpenCTI shows.";
+    xtm__admin_api_key: Secret, "Key with which XTM One calls OpenCTI back as an administrator. Default: none is sent. `platform-token` sends `OPENCTI__TOKEN`.";
+    xtm__users_include: Plain, "Globs (`*`, `?`) on e-mail addresses, comma-separated or a JSON list: only these users get keys.";
+    xtm__users_exclude: Plain, "Globs on e-mail addresses: these users get no keys. Wins over the one before.";
+    xtm__service_accounts: Plain = "false", "`true` also gives keys to service accounts and to addresses that end in `.invalid`.";
+    xtm__max_new_tokens: Plain = "100", "Largest number of tokens that one pass makes, 0 to 5000. The other users wait for later passes.";
+    xtm__chat_web_token_secret: Plain, "Name of a Kubernetes Secret in the connectors' namespace that keeps XTM One's `chat_web_token`, under the key `chat_web_token`. That of OpenAEV gets `-openaev` after the name.";
+    xtm__chat_web_token_file: Plain, "Path of a file that keeps the same, where the Secret is not set or there is no Kubernetes. That of OpenAEV gets `.openaev` after the path.";
+    xtm__allow_insecure: Plain = "false", "`true` allows plain `http` to XTM One on another machine, which shows every key to the network.";
+    xtm__ca: Plain, "Private CA of XTM One: paths or PEM texts, comma-separated or a JSON list. Given, it alone is trusted.";
+    xtm__request_timeout: Plain = "15", "Seconds that one registration may take.";
+    xtm__connect_timeout: Plain = "10", "Seconds to reach XTM One.";
+    xtm__with_proxy: Plain = "false", "`true` reaches XTM One through the proxy below.";
+    xtm__http_proxy: Secret, "Proxy for `http`. Default: `HTTP_PROXY` of the process.";
+    xtm__https_proxy: Secret, "Proxy for `https`. Default: `HTTPS_PROXY` of the process.";
+    xtm__no_proxy: Plain, "Hosts that are reached directly. Default: `NO_PROXY` of the process.";
+    xtm__https_proxy_ca: Plain, "CA of the proxy, as `P__HTTPS_PROXY_CA`; trusted beside the public CAs or `XTM__CA`.";
     rust_log: Plain, "Log filter in tracing's syntax; wins over `MANAGER__LOGGER__LEVEL`.";
 }
 

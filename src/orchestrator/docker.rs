@@ -30,6 +30,7 @@ use crate::plan::{StartReason, Step};
 use crate::progress::Progress;
 use crate::render::docker::ContainerDefaults;
 use crate::render::{PullPolicy, Registry};
+use crate::secret::Secret;
 use images::Images;
 
 /// Longest wait for the engine's first answer.
@@ -352,6 +353,12 @@ impl Orchestrator for Docker {
 
     async fn mend(&self, _: Permit, _: &Observation) -> Result<(), OrchestratorError> {
         Ok(())
+    }
+
+    /// The configuration allows this on Kubernetes alone.
+    async fn write_secret(&self, _: Permit, name: &str, _: &str, _: &Secret) -> Result<(), OrchestratorError> {
+        let (what, why) = (format!("writing the Secret {name}"), "Docker has no Secrets".to_owned());
+        Err(OrchestratorError::Refused { what, place: self.place(), why, cure: FAILED })
     }
 
     /// The engine has no permissions: whoever may use its socket may do everything.

@@ -47,6 +47,8 @@ const ANNOTATION_MEMORY: &str = "xtm-reconcile/memory";
 const ANNOTATION_APPLIED: &str = "xtm-reconcile/applied";
 /// The annotation of the Lease with the last registration.
 const ANNOTATION_REGISTRATION: &str = "xtm-reconcile/registration";
+/// The annotation of the Lease with what is remembered of the registration with XTM One.
+const ANNOTATION_XTM_ONE: &str = "xtm-reconcile/xtm-one";
 /// Longest wait for the API server's first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait for credentials from a plugin.
@@ -346,6 +348,9 @@ impl Orchestrator for Kubernetes {
         if before.is_none_or(|before| before.registration != memory.registration) {
             self.write_registration(memory).await?;
         }
+        if before.is_none_or(|before| before.xtm_one != memory.xtm_one) {
+            self.write_xtm_one(memory).await?;
+        }
         let wanted = |known: &Known| {
             let connector = memory.connectors.get(&known.connector).filter(|connector| !connector.is_empty());
             connector.and_then(|connector| encode(connector).ok())
@@ -370,6 +375,24 @@ impl Orchestrator for Kubernetes {
         });
         let written = futures_util::stream::iter(writes).buffer_unordered(self.concurrency).collect::<Vec<_>>().await;
         written.into_iter().collect()
+    }
+
+    /// Applies the one key, so that keys of others stay. Nothing owns the Secret, so that it outlives the manager.
+    async fn write_secret(
+        &self,
+        _: Permit,
+        name: &str,
+        key: &str,
+        value: &crate::secret::Secret,
+    ) -> Result<(), OrchestratorError> {
+        let secret = json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": { "name": name },
+            "stringData": { key: value.expose() },
+        });
+        self.api.apply::<serde::de::IgnoredAny>(Kind::Secrets, &secret).await?;
+        Ok(())
     }
 
     async fn permissions(&self) -> Result<Vec<Permission>, OrchestratorError> {

@@ -3,6 +3,7 @@
 
 mod publishing;
 mod registration;
+mod xtm_one;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::{Pass, millis};
+use super::{Command, Pass, millis};
 use crate::access::Permit;
 use crate::after_apply::{self, WorkloadsAfter};
 use crate::apply::{Applier, Outcomes};
@@ -30,6 +31,8 @@ use crate::render::{Common, ConnectorProxy, Registry};
 use crate::report::{LaneReport, PlanReport, Stage};
 use crate::restart_window::Assessment;
 use crate::stop::{Cause, Stop};
+use crate::stored_memory::StoredMemory;
+use crate::xtm_one::XtmOneSettings;
 
 /// Added to the pass deadline, so that the lock outlives the steps that finish after it.
 const LOCK_GRACE: Duration = Duration::from_mins(4);
@@ -45,6 +48,8 @@ pub struct LaneSettings {
     pub registry: Registry,
     /// The orchestrator on which the connectors run, and what every workload gets there.
     pub orchestrator: OrchestratorSettings,
+    /// How to register the platform with XTM One. `None` when that is not active.
+    pub(crate) xtm_one: Option<XtmOneSettings>,
     /// The part of the configuration that the decisions depend on.
     pub policy: Policy,
 }
@@ -87,8 +92,6 @@ struct Look {
 struct Known {
     recalled: Memory,
     findings: Findings,
-    /// What this pass itself has written before its end.
-    written: Option<Memory>,
 }
 
 /// Runs one lane to its end.
@@ -162,7 +165,23 @@ impl Lane<'_> {
 
     /// Reports what [`Self::with_lock`] would do, without a write.
     async fn foresee<O: Orchestrator>(&mut self, orchestrator: &O, version: &str) -> Result<(), End> {
-        let mut recalled = self.recall(orchestrator).await?.memory;
+        let recalled = self.recall(orchestrator).await?.memory;
+        if let Command::XtmOne(command) = &self.pass.command {
+            return self.foresee_by_hand(command, version, &recalled.xtm_one).await;
+        }
+        let (xtm_one, remembered) = (self.xtm_one(), recalled.xtm_one.clone());
+        let connectors = self.foresee_connectors(orchestrator, version, recalled);
+        let (foreseen, done) = tokio::join!(xtm_one.foresee(version, &remembered), connectors);
+        self.report_xtm_one(foreseen);
+        done
+    }
+
+    async fn foresee_connectors<O: Orchestrator>(
+        &mut self,
+        orchestrator: &O,
+        version: &str,
+        mut recalled: Memory,
+    ) -> Result<(), End> {
         if !self.foresee_registration(version, recalled.registration.as_ref()).await? {
             return Ok(());
         }
@@ -196,12 +215,18 @@ impl Lane<'_> {
         if let Some(locked) = locked {
             return Err(locked.into());
         }
-        let mut known = Known { recalled: memory, findings: Findings::default(), written: None };
-        let done = self.reconcile(orchestrator, permit, version, &mut known).await;
+        let store = StoredMemory::new(orchestrator, permit, memory.clone(), !stale);
+        if let Command::XtmOne(command) = &self.pass.command {
+            return self.by_hand(command, version, &store, &memory.xtm_one).await;
+        }
+        let (xtm_one, remembered) = (self.xtm_one(), memory.xtm_one.clone());
+        let mut known = Known { recalled: memory, findings: Findings::default() };
+        let reconciling = self.reconcile(&store, version, &mut known);
+        let (registered, done) = tokio::join!(xtm_one.register(version, &store, &remembered), reconciling);
+        self.report_xtm_one(registered);
         let begun = Instant::now();
-        let before = (!stale).then(|| known.written.as_ref().unwrap_or(&known.recalled));
         let (memory, _) = self.next_memory(&known);
-        if let Err(error) = orchestrator.remember(permit, before, &memory).await {
+        if let Err(error) = store.write_connectors(memory).await {
             self.report.orchestrator_failed(&error);
         }
         self.stage("remember", begun);
@@ -210,11 +235,11 @@ impl Lane<'_> {
 
     async fn reconcile<O: Orchestrator>(
         &mut self,
-        orchestrator: &O,
-        permit: Permit,
+        store: &StoredMemory<'_, O>,
         version: &str,
         known: &mut Known,
     ) -> Result<(), End> {
+        let (orchestrator, permit) = (store.orchestrator(), store.permit());
         known.findings.registration = Some(self.register(permit, version, known.recalled.registration.as_ref()).await?);
         let desired = match self.pull().await {
             Ok(desired) => desired,
@@ -224,6 +249,7 @@ impl Lane<'_> {
             }
         };
         let (look, observation) = self.observe_and_plan(orchestrator, desired, &mut known.recalled).await?;
+        store.found(&observation.remembered).await;
         if let Some(cause) = self.stop.cause() {
             return Err(End::Stopped(cause));
         }
@@ -231,7 +257,7 @@ impl Lane<'_> {
         known.findings.gone = gone.map(|handle| handle.0.clone()).collect();
         known.findings.planned = Some(look.plan.memory.connectors.clone());
         known.findings.adopted = Some(observation.adopted.clone());
-        self.before_apply(orchestrator, permit, &look.plan, &observation, known).await?;
+        self.before_apply(store, &look.plan, &observation, known).await?;
         let concurrency = self.pass.concurrency;
         let mut after =
             after_apply::before_steps(orchestrator, &look.desired, &look.plan, observation, concurrency).await;
@@ -320,8 +346,7 @@ impl Lane<'_> {
 
     async fn before_apply<O: Orchestrator>(
         &mut self,
-        orchestrator: &O,
-        permit: Permit,
+        store: &StoredMemory<'_, O>,
         plan: &Plan,
         observation: &Observation,
         known: &mut Known,
@@ -330,14 +355,13 @@ impl Lane<'_> {
             // The hold is stored before its step. If the pass were killed between the step and storing the hold, the
             // next pass would start the connector again.
             let (memory, _) = self.next_memory(known);
-            if let Err(error) = orchestrator.remember(permit, Some(&known.recalled), &memory).await {
+            if let Err(error) = store.write_connectors(memory).await {
                 // Nothing of the plan is carried out, so nothing of it may be remembered.
                 known.findings.planned = None;
                 return Err(error.into());
             }
-            known.written = Some(memory);
         }
-        if let Err(error) = orchestrator.mend(permit, observation).await {
+        if let Err(error) = store.orchestrator().mend(store.permit(), observation).await {
             self.report.orchestrator_failed(&error);
         }
         Ok(())

@@ -100,8 +100,7 @@ impl<'a> Decided<'a> {
     /// Returns the decisions, the judgements and the next memory.
     pub(super) fn finish(self) -> (Vec<Entry>, BTreeMap<ConnectorId, Assessment>, Memory) {
         let connectors = self.connectors.into_iter().filter(|(_, memory)| !memory.is_empty()).collect();
-        let memory =
-            Memory { registration: self.before.registration.clone(), connectors, adopted: self.before.adopted.clone() };
+        let memory = Memory { connectors, ..self.before.clone() };
         (self.entries, self.assessments, memory)
     }
 

@@ -58,11 +58,15 @@ pub(crate) fn message(text: &str) -> String {
     text.chars().take(MESSAGE_MAX).collect()
 }
 
+/// A text on one line, without control characters.
+pub(crate) fn on_one_line(text: &str) -> String {
+    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    clean.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// The beginning of a text on one line, without control characters.
 pub(crate) fn excerpt(text: &str) -> String {
-    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let words = clean.split_whitespace().collect::<Vec<_>>().join(" ");
-    let cut: String = words.chars().take(EXCERPT).collect();
+    let cut: String = on_one_line(text).chars().take(EXCERPT).collect();
     if cut.is_empty() { "(empty)".to_owned() } else { cut }
 }
 

@@ -31,13 +31,15 @@ pub enum PlatformError {
         excerpt: String,
     },
     /// The platform does not accept the token.
-    #[error("{url} refused the token {hint} (user agent {agent})")]
+    #[error("{url} refused the token {hint} (user agent {agent}, sent from {origin})")]
     TokenRefused {
         url: String,
         /// The first characters of the token.
         hint: String,
         /// The user agent that was sent.
         agent: &'static str,
+        /// The machine that sent it, and the proxy that it went through.
+        origin: String,
         /// Says which token this product wants.
         cure: Cure,
     },
@@ -106,6 +108,25 @@ impl PlatformError {
             | Self::Refused { .. }
             | Self::Null { .. }
             | Self::Abandoned { .. } => false,
+        }
+    }
+
+    /// Whether a write may have been carried out although it failed, because the answer was lost or says nothing about
+    /// it.
+    #[must_use]
+    pub(crate) fn may_be_done(&self) -> bool {
+        match self {
+            Self::Transport { source, .. } => source.may_be_done(),
+            Self::Status { status, .. } => matches!(status, 200..=299 | 408 | 500..=599),
+            // The platform fails like this wherever in its work the fault is.
+            Self::Refused { code, .. } => code == "INTERNAL_SERVER_ERROR",
+            Self::NotProtocol { .. } | Self::Null { .. } | Self::Abandoned { .. } => true,
+            Self::TokenRefused { .. }
+            | Self::Forbidden { .. }
+            | Self::TooOld { .. }
+            | Self::OtherManager { .. }
+            | Self::NotSupported { .. }
+            | Self::Explained { .. } => false,
         }
     }
 

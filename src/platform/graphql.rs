@@ -7,11 +7,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::PlatformSettings;
 use super::answer;
 use super::error::PlatformError;
 use super::retry::{self, Retry};
-use super::transport::{Answer, Method, Request, Transport};
+use super::transport::{Answer, Endpoint, Method, Request, Transport};
 use crate::stop::Stop;
 
 /// How many broken entries of a list one message names.
@@ -71,8 +70,8 @@ struct Extensions {
 }
 
 impl GraphQl {
-    pub(crate) fn new(settings: &PlatformSettings, concurrency: usize, stop: Stop) -> Self {
-        Self { transport: Transport::new(settings, concurrency), stop, url: settings.url.clone() }
+    pub(crate) fn new(endpoint: &Endpoint, concurrency: usize, stop: Stop) -> Self {
+        Self { transport: Transport::new(endpoint, concurrency), stop, url: endpoint.url.clone() }
     }
 
     /// Runs an operation and returns what `read` makes of its data. Any error in the answer fails the whole call, even
@@ -91,6 +90,7 @@ impl GraphQl {
             path: "/graphql",
             body: Some(&body),
             accept: "application/json",
+            authorized: true,
             timeout: call.timeout,
         };
         let answer = retry::send(&self.transport, &self.stop, call.retry, &request)

@@ -18,7 +18,8 @@ use super::rest::{Call, Reply, Rest, segment};
 use super::retry::Retry;
 use super::transport::{Answer, Method};
 use super::{
-    Capability, Health, Heartbeat, LogDelivery, Need, Platform, PlatformSettings, Registrant, Timeouts, version,
+    Accounts, Capability, Health, Heartbeat, LogDelivery, Need, Platform, PlatformSettings, Profile, Registrant,
+    Timeouts, version,
 };
 use crate::access::Permit;
 use crate::desired::Listing;
@@ -33,6 +34,7 @@ const FIRST_VERSION: (u64, u64, u64) = (2, 1, 0);
 const FIRST_VERSION_TEXT: &str = "2.1.0";
 
 const VERSION: &str = "settings/version";
+const SETTINGS: &str = "settings";
 const HEARTBEAT: &str = "refresh-connectivity";
 const LIST: &str = "connector-instances";
 
@@ -48,6 +50,7 @@ pub(crate) struct OpenAev {
     rest: Rest,
     url: String,
     token_hint: String,
+    origin: String,
     timeouts: Timeouts,
     manager: Registration,
     manager_id: String,
@@ -62,9 +65,10 @@ impl OpenAev {
     /// Makes the client without sending anything.
     pub(crate) fn new(settings: &PlatformSettings, manager: &Manager, concurrency: usize, stop: Stop) -> Self {
         Self {
-            rest: Rest::new(settings, concurrency, stop),
-            url: settings.url.clone(),
-            token_hint: settings.token.hint(""),
+            rest: Rest::new(&settings.endpoint, concurrency, stop),
+            url: settings.endpoint.url.clone(),
+            token_hint: settings.endpoint.token.hint(""),
+            origin: settings.endpoint.origin(),
             timeouts: Timeouts { request: settings.request_timeout, pull: settings.pull_timeout },
             manager: super::registration(manager),
             manager_id: manager.id.to_string(),
@@ -112,6 +116,7 @@ impl OpenAev {
             url: &self.url,
             id: &self.manager_id,
             hint: &self.token_hint,
+            origin: &self.origin,
             capability,
             everywhere: tenant == self.tenant.as_deref(),
         };
@@ -329,6 +334,17 @@ impl Platform for OpenAev {
         let path = self.own(&format!("/connector-instances/{}/health-check", segment(id.as_str())));
         let reply = self.put(operation, &path, Some(&body))?;
         self.written(operation, reply, self.tenant.as_deref())
+    }
+
+    fn profile(&self, _: &str) -> Result<Profile, PlatformError> {
+        match self.get(SETTINGS, "/api/settings")? {
+            Reply::Done(body) => Ok(self.rest.read::<wire::Settings>(SETTINGS, &body)?.into()),
+            Reply::Refused(answer) => Err(self.refused(SETTINGS, SETTINGS_READ, &answer)),
+        }
+    }
+
+    fn accounts(&self) -> Option<&dyn Accounts> {
+        None
     }
 
     /// Sends all lines as one text. The platform takes several texts for a set, which has no order and drops

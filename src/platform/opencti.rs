@@ -2,6 +2,8 @@
 //! document for a single field that it does not know. The documents are checked against the schema beside them at build
 //! time.
 
+mod accounts;
+
 use graphql_client::GraphQLQuery;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -13,7 +15,8 @@ use super::graphql::{Call, Fault, GraphQl};
 use super::retry::Retry;
 use super::transport::USER_AGENT;
 use super::{
-    Capability, Health, Heartbeat, LogDelivery, Need, Platform, PlatformSettings, Registrant, Timeouts, version,
+    Accounts, Capability, Health, Heartbeat, LogDelivery, Need, Platform, PlatformSettings, Profile, Registrant,
+    Timeouts, version,
 };
 use crate::access::Permit;
 use crate::desired::{Listing, WireConnector, WireVariable};
@@ -74,6 +77,11 @@ operations! {
     SetStatus "src/platform/opencti/operations/set_status.graphql",
     SetHealth "src/platform/opencti/operations/set_health.graphql",
     SetLogs "src/platform/opencti/operations/set_logs.graphql",
+    Settings "src/platform/opencti/operations/settings.graphql",
+    SettingsWithoutLicence "src/platform/opencti/operations/settings_without_licence.graphql",
+    Users "src/platform/opencti/operations/users.graphql",
+    TokenAdd "src/platform/opencti/operations/token_add.graphql",
+    TokenRevoke "src/platform/opencti/operations/token_revoke.graphql",
 }
 use operations as op;
 
@@ -82,6 +90,7 @@ pub(crate) struct OpenCti {
     graphql: GraphQl,
     url: String,
     token_hint: String,
+    origin: String,
     timeouts: Timeouts,
     manager: Registration,
     manager_id: String,
@@ -99,9 +108,10 @@ impl OpenCti {
     /// Makes the client without sending anything.
     pub(crate) fn new(settings: &PlatformSettings, manager: &Manager, concurrency: usize, stop: Stop) -> Self {
         Self {
-            graphql: GraphQl::new(settings, concurrency, stop),
-            url: settings.url.clone(),
-            token_hint: settings.token.hint(TOKEN_PREFIX),
+            graphql: GraphQl::new(&settings.endpoint, concurrency, stop),
+            url: settings.endpoint.url.clone(),
+            token_hint: settings.endpoint.token.hint(TOKEN_PREFIX),
+            origin: settings.endpoint.origin(),
             timeouts: Timeouts { request: settings.request_timeout, pull: settings.pull_timeout },
             manager: super::registration(manager),
             manager_id: manager.id.to_string(),
@@ -118,7 +128,19 @@ impl OpenCti {
     where
         Q::ResponseData: DeserializeOwned,
     {
-        let call = Call { operation, timeout: self.timeouts.request, retry: Retry::Idempotent };
+        self.call::<Q>(operation, variables, Retry::Idempotent)
+    }
+
+    fn call<Q: GraphQLQuery>(
+        &self,
+        operation: &'static str,
+        variables: Q::Variables,
+        retry: Retry,
+    ) -> Result<Q::ResponseData, PlatformError>
+    where
+        Q::ResponseData: DeserializeOwned,
+    {
+        let call = Call { operation, timeout: self.timeouts.request, retry };
         let answer = self.graphql.run::<Q, _>(&call, variables, |data| serde_json::from_str(data.get()));
         answer.map_err(|fault| self.error(operation, fault))
     }
@@ -128,8 +150,8 @@ impl OpenCti {
     }
 
     fn token_refused(&self) -> PlatformError {
-        let (url, hint) = (self.url.clone(), self.token_hint.clone());
-        PlatformError::TokenRefused { url, hint, agent: USER_AGENT, cure: TOKEN_CURE }
+        let (url, hint, origin) = (self.url.clone(), self.token_hint.clone(), self.origin.clone());
+        PlatformError::TokenRefused { url, hint, agent: USER_AGENT, origin, cure: TOKEN_CURE }
     }
 
     /// Explains a fault (contracts 1.4). OpenCTI reports a missing capability as a GraphQL error, so a status of 403
@@ -172,7 +194,7 @@ fn names(managers: Vec<(String, String)>) -> String {
 /// The capability that an operation needs (contracts 1.1).
 fn capability(operation: &str) -> &'static str {
     match operation {
-        LIST => "SETTINGS_SETACCESSES",
+        LIST | accounts::USERS | accounts::TOKEN_ADD | accounts::TOKEN_REVOKE => "SETTINGS_SETACCESSES",
         MANAGERS => "MODULES",
         _ => "CONNECTORAPI",
     }
@@ -302,6 +324,14 @@ impl Platform for OpenCti {
             is_in_reboot_loop: health.looping,
         };
         self.query::<op::SetHealth>("updateConnectorHealth", op::set_health::Variables { input }).map(drop)
+    }
+
+    fn profile(&self, version: &str) -> Result<Profile, PlatformError> {
+        self.read_profile(version)
+    }
+
+    fn accounts(&self) -> Option<&dyn Accounts> {
+        Some(self)
     }
 
     fn set_logs(&self, _: Permit, id: &ConnectorId, lines: &[String]) -> Result<(), PlatformError> {

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
-use super::PlatformSettings;
 use super::error::PlatformError;
 use super::retry::{self, Retry};
-use super::transport::{Answer, Method, Request, Transport};
+use super::transport::{Answer, Endpoint, Method, Request, Transport};
 use crate::stop::Stop;
 
 /// Some servers send bare text as JSON and others as text.
@@ -33,14 +33,14 @@ pub(crate) struct Call<'a> {
 #[derive(Debug)]
 pub(crate) enum Reply {
     /// The call succeeded, with this body, which may be empty.
-    Done(String),
+    Done(Zeroizing<String>),
     /// The platform refuses the call. The product explains the answer.
     Refused(Answer),
 }
 
 impl Rest {
-    pub(crate) fn new(settings: &PlatformSettings, concurrency: usize, stop: Stop) -> Self {
-        Self { transport: Transport::new(settings, concurrency), stop, url: settings.url.clone() }
+    pub(crate) fn new(endpoint: &Endpoint, concurrency: usize, stop: Stop) -> Self {
+        Self { transport: Transport::new(endpoint, concurrency), stop, url: endpoint.url.clone() }
     }
 
     /// Makes a call. An HTML page is an error whatever its status, because no route of the API answers with one.
@@ -49,7 +49,7 @@ impl Rest {
         let body = call.body.map(serde_json::to_vec).transpose();
         let body = body.map_err(|error| PlatformError::Abandoned { operation, why: error.to_string() })?;
         let (method, path, timeout) = (call.method, call.path, call.timeout);
-        let request = Request { method, path, body: body.as_deref(), accept: ACCEPT, timeout };
+        let request = Request { method, path, body: body.as_deref(), accept: ACCEPT, authorized: true, timeout };
         let answer = retry::send(&self.transport, &self.stop, call.retry, &request)
             .map_err(|source| PlatformError::Transport { operation, source })?;
         if !answer.is_success() {

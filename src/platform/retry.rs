@@ -19,8 +19,13 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 pub(crate) enum Retry {
     /// For reads and for writes that may happen twice. They are sent again after a fault that may pass by itself.
     Idempotent,
-    /// For calls that add something. After a lost answer it is unknown whether the call was carried out, so it is not
-    /// repeated.
+    /// The same, and also after a timeout. For a server that nothing else in the pass waits for.
+    IdempotentAndPatient,
+    /// For calls that add something. They are sent again only when the first one was certainly not carried out, because
+    /// no connection was made or the server turned it away for its rate limit.
+    IfNotCarriedOut,
+    /// For calls that add something to a server that may be sent only once. After a lost answer it is unknown whether
+    /// the call was carried out, so it is not repeated.
     Never,
 }
 
@@ -37,20 +42,33 @@ pub(crate) fn send(
         let timeout = request.timeout.min(stop.remaining().max(LAST_WORDS));
         let result = transport.send(&Request { timeout, ..*request });
         let pause = pause(&result, wait.mul_f64(0.5 + fastrand::f64()));
-        let again = retry == Retry::Idempotent && attempt < ATTEMPTS && may_pass(&result) && pause <= RETRY_AFTER_MAX;
+        let again = retry.again(&result) && attempt < ATTEMPTS && pause <= RETRY_AFTER_MAX;
         if !again || !stop.sleep(pause) {
             return result;
         }
-        tracing::debug!(attempt, path = request.path, "asking the platform again");
+        tracing::debug!(attempt, path = request.path, "asking again");
         attempt += 1;
         wait *= 2;
+    }
+}
+
+impl Retry {
+    /// Whether the request should be sent again after this result.
+    fn again(self, result: &Result<Answer, TransportError>) -> bool {
+        match (self, result) {
+            (Self::IdempotentAndPatient, Err(TransportError::Timeout { .. }))
+            | (Self::IfNotCarriedOut, Err(TransportError::ConnectTimeout { .. })) => true,
+            (Self::Idempotent | Self::IdempotentAndPatient, _) => may_pass(result),
+            (Self::IfNotCarriedOut, Ok(answer)) => answer.status == 429,
+            (Self::IfNotCarriedOut | Self::Never, _) => false,
+        }
     }
 }
 
 /// Whether the same request may succeed a moment later.
 fn may_pass(result: &Result<Answer, TransportError>) -> bool {
     match result {
-        Ok(answer) => matches!(answer.status, 429 | 500 | 502 | 503 | 504),
+        Ok(answer) => matches!(answer.status, 408 | 429 | 500 | 502 | 503 | 504),
         Err(
             TransportError::Unreachable { .. }
             | TransportError::ConnectTimeout { .. }
@@ -73,7 +91,7 @@ fn pause(result: &Result<Answer, TransportError>, ours: Duration) -> Duration {
 mod tests {
     use std::time::Duration;
 
-    use super::{Answer, TransportError, may_pass, pause};
+    use super::{Answer, Retry, TransportError, may_pass, pause};
 
     fn answer(status: u16, retry_after: Option<u64>) -> Answer {
         Answer { status, retry_after: retry_after.map(Duration::from_secs), ..Answer::default() }
@@ -82,10 +100,23 @@ mod tests {
     #[test]
     fn only_what_may_pass_by_itself_is_asked_again() {
         let again: Vec<u16> = (200..600).filter(|status| may_pass(&Ok(answer(*status, None)))).collect();
-        assert_eq!(again, [429, 500, 502, 503, 504]);
+        assert_eq!(again, [408, 429, 500, 502, 503, 504]);
         let url = String::new;
         assert!(may_pass(&Err(TransportError::Truncated { url: url(), why: String::new() })));
         assert!(!may_pass(&Err(TransportError::Proxy { url: url(), why: String::new() })));
+    }
+
+    #[test]
+    fn what_adds_something_is_sent_again_only_when_it_was_not_carried_out() {
+        let again: Vec<u16> =
+            (200..600).filter(|status| Retry::IfNotCarriedOut.again(&Ok(answer(*status, None)))).collect();
+        assert_eq!(again, [429]);
+        let url = String::new;
+        assert!(Retry::IfNotCarriedOut.again(&Err(TransportError::ConnectTimeout { url: url() })));
+        let lost = || Err(TransportError::Truncated { url: url(), why: String::new() });
+        assert!(!Retry::IfNotCarriedOut.again(&lost()) && Retry::Idempotent.again(&lost()));
+        let late = Err(TransportError::Timeout { url: url(), after: Duration::from_secs(1) });
+        assert!(Retry::IdempotentAndPatient.again(&late) && !Retry::Idempotent.again(&late));
     }
 
     #[test]

@@ -1,14 +1,17 @@
-//! Sends HTTP requests to a platform. Every answer counts as one, whatever its status. Cookies and redirects are not
-//! followed.
+//! Sends HTTP requests to a platform or to XTM One. Every answer counts as one, whatever its status. Cookies are not kept
+//! and redirects are not followed.
 
+use std::fmt;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use ureq::RequestBuilder;
 use ureq::http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use ureq::http::{HeaderMap, HeaderName, Response};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use zeroize::Zeroizing;
 
-use super::PlatformSettings;
+use crate::holder;
 use crate::model::Cure;
 use crate::secret::Secret;
 
@@ -17,7 +20,38 @@ pub(crate) const USER_AGENT: &str = concat!("xtm-reconcile/", env!("CARGO_PKG_VE
 /// The largest answer that is read, in bytes. 5,000 connectors with large values fit into it.
 const ANSWER_MAX: u64 = 256 * 1024 * 1024;
 
-/// A client for one platform. It sends each request once. The module `retry` repeats requests.
+/// One server, and how to reach it.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// It has no trailing slash.
+    pub url: String,
+    pub token: Secret,
+    /// Whether any certificate is accepted.
+    pub insecure: bool,
+    /// PEM texts of the CAs to trust instead of the public ones. Empty trusts the public ones.
+    pub ca: Vec<String>,
+    /// PEM text of the proxy's CA, which is trusted in addition.
+    pub proxy_ca: Option<String>,
+    /// The URL of the proxy to go through. `None` goes directly.
+    pub proxy: Option<Secret>,
+    /// The hosts that are reached without the proxy.
+    pub no_proxy: Vec<String>,
+    pub connect_timeout: Duration,
+}
+
+impl Endpoint {
+    /// Where requests come from, so that an operator finds a refused one in the server's log: this machine, and the
+    /// proxy when there is one.
+    pub(crate) fn origin(&self) -> String {
+        let host = holder::host();
+        match proxy(self) {
+            Some(proxy) => format!("{host} through the proxy {}:{}", proxy.host(), proxy.port()),
+            None => host,
+        }
+    }
+}
+
+/// A client for one server. It sends each request once. The module `retry` repeats requests.
 pub(crate) struct Transport {
     agent: ureq::Agent,
     url: String,
@@ -38,21 +72,32 @@ pub(crate) struct Request<'a> {
     pub(crate) path: &'a str,
     /// The JSON to send. A GET sends none.
     pub(crate) body: Option<&'a [u8]>,
+    /// Whether the server gets the token. A probe that needs none sends none.
+    pub(crate) authorized: bool,
     /// The header `Accept`: the content types that the caller understands.
     pub(crate) accept: &'static str,
     /// The longest time for the whole request, from connecting to the last byte of the answer.
     pub(crate) timeout: Duration,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) content_type: String,
     pub(crate) location: String,
     /// The wait that the server asks for before the next request. `None` when it asks for none.
     pub(crate) retry_after: Option<Duration>,
-    /// Bytes that are not UTF-8 are replaced. Empty when the answer is a refusal and its body was not received.
-    pub(crate) body: String,
+    /// Bytes that are not UTF-8 are replaced. Empty when the answer is a refusal and its body was not received. It is
+    /// wiped in the end, because it may hold a new token.
+    pub(crate) body: Zeroizing<String>,
+}
+
+impl fmt::Debug for Answer {
+    /// Leaves out the body, which may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { status, content_type, location, .. } = self;
+        write!(f, "HTTP {status} {content_type} {location}")
+    }
 }
 
 /// Why a request got no answer. `url` names the platform, and `why` has the words of the library or the proxy.
@@ -79,6 +124,14 @@ pub enum TransportError {
 }
 
 impl TransportError {
+    /// Whether the server may have got the whole request.
+    pub(crate) fn may_be_done(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Truncated { .. } => true,
+            Self::ConnectTimeout { .. } | Self::Proxy { .. } | Self::Tls { .. } => false,
+        }
+    }
+
     /// What the operator can do about it.
     #[must_use]
     pub fn cure(&self) -> Cure {
@@ -101,7 +154,7 @@ impl TransportError {
 
 impl Transport {
     /// Makes the client without sending anything. Connections are kept open for `concurrency` requests at a time.
-    pub(crate) fn new(settings: &PlatformSettings, concurrency: usize) -> Self {
+    pub(crate) fn new(settings: &Endpoint, concurrency: usize) -> Self {
         let mut tls = TlsConfig::builder().disable_verification(settings.insecure);
         if let Some(roots) = roots(settings) {
             tls = tls.root_certs(RootCerts::new_with_certs(&roots));
@@ -136,13 +189,14 @@ impl Transport {
 
     fn dressed<B>(&self, builder: RequestBuilder<B>, request: &Request<'_>) -> RequestBuilder<B> {
         let builder = builder.config().timeout_global(Some(request.timeout)).build();
-        builder.header("Authorization", self.authorization.expose()).header("Accept", request.accept)
+        let builder = builder.header("Accept", request.accept);
+        if request.authorized { builder.header("Authorization", self.authorization.expose()) } else { builder }
     }
 
     fn answer(&self, mut response: Response<ureq::Body>, timeout: Duration) -> Result<Answer, TransportError> {
         let status = response.status();
         let (location, content_type) = (header(response.headers(), LOCATION), header(response.headers(), CONTENT_TYPE));
-        let retry_after = header(response.headers(), RETRY_AFTER).trim().parse().ok().map(Duration::from_secs);
+        let retry_after = wait(&header(response.headers(), RETRY_AFTER), Timestamp::now());
         let read = response.body_mut().with_config().limit(ANSWER_MAX).lossy_utf8(true).read_to_string();
         let body = match read {
             Ok(body) => body,
@@ -150,7 +204,7 @@ impl Transport {
             // The status of a refusal says enough even without its body.
             Err(_) => String::new(),
         };
-        Ok(Answer { status: status.as_u16(), content_type, location, retry_after, body })
+        Ok(Answer { status: status.as_u16(), content_type, location, retry_after, body: Zeroizing::new(body) })
     }
 
     fn error(&self, error: ureq::Error, after: Duration, within_answer: bool) -> TransportError {
@@ -185,12 +239,21 @@ fn header(headers: &HeaderMap, name: HeaderName) -> String {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
+/// Reads the header `Retry-After`, which has seconds or a date (RFC 9110, section 10.2.3).
+fn wait(text: &str, now: Timestamp) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(text.trim()).ok()?.timestamp();
+    Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
+}
+
 fn is_tls(error: &std::io::Error) -> bool {
     error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some()
 }
 
 /// The CAs to trust. `None` means only the public ones.
-fn roots(settings: &PlatformSettings) -> Option<Vec<Certificate<'static>>> {
+fn roots(settings: &Endpoint) -> Option<Vec<Certificate<'static>>> {
     let proxy = certificates(settings.proxy_ca.as_slice());
     let mut roots = certificates(&settings.ca);
     if roots.is_empty() {
@@ -216,7 +279,7 @@ fn certificates(texts: &[String]) -> Vec<Certificate<'static>> {
 
 /// The proxy of the settings, whose URL the configuration has checked. Without one, the proxy variables of the process
 /// are ignored, as the daemon does.
-fn proxy(settings: &PlatformSettings) -> Option<ureq::Proxy> {
+fn proxy(settings: &Endpoint) -> Option<ureq::Proxy> {
     let parsed = ureq::Proxy::new(settings.proxy.as_ref()?.expose()).ok()?;
     let mut builder = ureq::Proxy::builder(parsed.protocol()).host(parsed.host()).port(parsed.port());
     if let Some(user) = parsed.username() {
@@ -233,4 +296,20 @@ fn proxy(settings: &PlatformSettings) -> Option<ureq::Proxy> {
         }
     }
     builder.build().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::wait;
+
+    #[test]
+    fn a_server_asks_for_a_wait_in_seconds_or_until_a_date() {
+        let now = "2026-11-25T10:00:00Z".parse().unwrap();
+        assert_eq!(wait("7", now), Some(Duration::from_secs(7)));
+        assert_eq!(wait("Wed, 25 Nov 2026 10:01:30 GMT", now), Some(Duration::from_secs(90)));
+        assert_eq!(wait("Wed, 25 Nov 2026 09:00:00 GMT", now), Some(Duration::ZERO), "the date has passed");
+        assert_eq!(wait("soon", now), None);
+    }
 }

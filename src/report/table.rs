@@ -1,6 +1,6 @@
 //! Renders the report for people: what changed or is wrong, then a line that sums up.
 
-use super::{Counts, LaneReport, Line, LineResult, Report, TroubleReport};
+use super::{Counts, LaneReport, Line, LineResult, Report, TroubleReport, xtm_one};
 use crate::model::PlatformKind;
 use crate::plan::{Decision, Obstacle, RefreshReason, RemoveReason, Skip, StartReason, Step};
 
@@ -61,6 +61,9 @@ fn lines_of(lane: &LaneReport) -> String {
     for fault in &lane.errors {
         let whose = fault.connector.as_ref().map(|id| format!("connector {id}: ")).unwrap_or_default();
         text.push_str(&format!("{name}: error: {whose}{}\n  what to do: {}\n", fault.error, fault.cure));
+    }
+    if let Some(outcome) = &lane.xtm_one {
+        text.push_str(&xtm_one::lines(name, outcome));
     }
     for notice in &lane.notices {
         text.push_str(&format!("{name}: notice: {notice}\n"));

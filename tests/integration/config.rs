@@ -232,7 +232,7 @@ fn only_a_plain_http_url_is_taken_for_the_platform() {
         ("https://opencti.example.org/base/path//", "https://opencti.example.org/base/path"),
         ("http://[::1]:4000", "http://[::1]:4000"),
     ] {
-        assert_eq!(loaded(&[], with(good(), &[("OPENCTI__URL", url)])).lanes[0].platform.url, taken);
+        assert_eq!(loaded(&[], with(good(), &[("OPENCTI__URL", url)])).lanes[0].platform.endpoint.url, taken);
     }
 }
 
@@ -293,12 +293,15 @@ fn a_proxy_that_cannot_be_used_is_refused_by_its_own_name_and_not_shown() {
         }
         for proxy in ["http://proxy:3128", "proxy:3128", "http://user:p%40ss@proxy:3128"] {
             let proxied = [("OPENCTI__URL", url), ("OPENCTI__WITH_PROXY", "true"), (name, proxy)];
-            assert_eq!(loaded(&[], with(good(), &proxied)).lanes[0].platform.proxy.as_ref().unwrap().expose(), proxy);
+            assert_eq!(
+                loaded(&[], with(good(), &proxied)).lanes[0].platform.endpoint.proxy.as_ref().unwrap().expose(),
+                proxy
+            );
         }
     }
     // Off, the process's own variables have no say.
     let off = with(good(), &[("HTTP_PROXY", "http://proxy:3128"), ("OPENCTI__HTTP_PROXY", "http://proxy:3128")]);
-    assert!(loaded(&[], off).lanes[0].platform.proxy.is_none());
+    assert!(loaded(&[], off).lanes[0].platform.endpoint.proxy.is_none());
 }
 
 #[test]

@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the program, each of which imports only those before it. `lib.rs` has the commands and comes last.
-const ORDER: [&str; 29] = [
+const ORDER: [&str; 31] = [
     "exit",
     "access",
     "stop",
     "secret",
+    "holder",
     "model",
     "key",
     "manager",
@@ -21,7 +22,6 @@ const ORDER: [&str; 29] = [
     "platform",
     "plan",
     "render",
-    "holder",
     "progress",
     "telemetry",
     "orchestrator",
@@ -29,6 +29,8 @@ const ORDER: [&str; 29] = [
     "apply",
     "after_apply",
     "publish",
+    "stored_memory",
+    "xtm_one",
     "report",
     "pass",
     "config",

@@ -198,7 +198,7 @@ impl Scenario {
     }
 
     pub fn memory(&self) -> Memory {
-        Memory { registration: None, connectors: self.memory.connectors.clone(), adopted: self.memory.adopted.clone() }
+        Memory { connectors: self.memory.connectors.clone(), adopted: self.memory.adopted.clone(), ..Memory::default() }
     }
 
     pub fn plan(&self) -> Plan {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lock::LABEL_LOCK;
 use super::{Docker, FAILED, status};
-use crate::memory::{ConnectorMemory, Memory, Registration};
+use crate::memory::{ConnectorMemory, Memory, Registration, XtmOneMemory};
 use crate::model::{ConfigHash, ConnectorId, PlatformKind};
 use crate::orchestrator::versioned::{decode, encode};
 use crate::orchestrator::{OrchestratorError, Recalled};
@@ -28,6 +28,7 @@ const LABEL_PLATFORM: &str = "xtm-reconcile.platform";
 const LABEL_RECORD: &str = "xtm-reconcile.record";
 const LABEL_REGISTRATION: &str = "xtm-reconcile.registration";
 const LABEL_ADOPTED: &str = "xtm-reconcile.adopted";
+const LABEL_XTM_ONE: &str = "xtm-reconcile.xtm-one";
 const PREFIX_CONNECTOR: &str = "xtm-reconcile.connector.";
 /// The image that records and locks are created from. It is empty, and is made when it is missing.
 const EMPTY_IMAGE: &str = "xtm-reconcile/empty";
@@ -166,6 +167,9 @@ fn labels(memory: &Memory, seq: u64) -> Result<HashMap<String, String>, serde_js
     if !memory.adopted.is_empty() {
         labels.insert(LABEL_ADOPTED.to_owned(), encode(Adopted { hashes: memory.adopted.clone() })?);
     }
+    if !memory.xtm_one.is_empty() {
+        labels.insert(LABEL_XTM_ONE.to_owned(), encode(&memory.xtm_one)?);
+    }
     for (id, connector) in &memory.connectors {
         labels.insert(format!("{PREFIX_CONNECTOR}{id}"), encode(connector)?);
     }
@@ -188,6 +192,12 @@ fn read_labels(labels: &HashMap<String, String>, recalled: &mut Recalled) {
         match decode::<Adopted>(text) {
             Ok(adopted) => memory.adopted = adopted.hashes,
             Err(why) => unreadable(LABEL_ADOPTED, why),
+        }
+    }
+    if let Some(text) = labels.get(LABEL_XTM_ONE) {
+        match decode::<XtmOneMemory>(text) {
+            Ok(xtm_one) => memory.xtm_one = xtm_one,
+            Err(why) => unreadable(LABEL_XTM_ONE, why),
         }
     }
     for (label, text) in labels {

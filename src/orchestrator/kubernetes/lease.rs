@@ -1,4 +1,4 @@
-//! The Lease of a manager and platform, which is the lock and stores the registration.
+//! The Lease of a manager and platform, which is the lock and stores what is remembered of the registrations.
 //!
 //! It lasts for a short time and is renewed while the pass runs, so that the next pass need not wait long after one
 //! that was killed. Every write names the version that it changes, so that only one of two passes that both see the
@@ -16,9 +16,9 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::api::{Api, ApiError, Kind};
-use super::{ANNOTATION_REGISTRATION, Kubernetes};
+use super::{ANNOTATION_REGISTRATION, ANNOTATION_XTM_ONE, Kubernetes};
 use crate::holder::Holder;
-use crate::memory::{Memory, Registration};
+use crate::memory::{Memory, Registration, XtmOneMemory};
 use crate::model::Cure;
 use crate::orchestrator::versioned::{decode, encode};
 use crate::orchestrator::{OrchestratorError, Recalled};
@@ -214,13 +214,17 @@ impl Kubernetes {
             }
             None => lease,
         };
-        let text = lease.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION_REGISTRATION));
-        match text.map(|text| decode::<Registration>(text)).transpose() {
+        let text = |name: &str| lease.metadata.annotations.as_ref().and_then(|annotations| annotations.get(name));
+        let mut unreadable = |name: &str, why: String| {
+            recalled.notices.push(format!("{name} of the Lease cannot be read and counts as empty: {why}"));
+        };
+        match text(ANNOTATION_REGISTRATION).map(|text| decode::<Registration>(text)).transpose() {
             Ok(registration) => recalled.memory.registration = registration,
-            Err(why) => {
-                let what = format!("{ANNOTATION_REGISTRATION} of the Lease cannot be read and counts as empty: {why}");
-                recalled.notices.push(what);
-            }
+            Err(why) => unreadable(ANNOTATION_REGISTRATION, why),
+        }
+        match text(ANNOTATION_XTM_ONE).map(|text| decode::<XtmOneMemory>(text)).transpose() {
+            Ok(xtm_one) => recalled.memory.xtm_one = xtm_one.unwrap_or_default(),
+            Err(why) => unreadable(ANNOTATION_XTM_ONE, why),
         }
         Ok(recalled)
     }
@@ -243,6 +247,23 @@ impl Kubernetes {
         let patch = json!({ "metadata": { "annotations": { ANNOTATION_REGISTRATION: text } } });
         record.write(&self.api, patch).await?;
         Ok(())
+    }
+
+    /// Writes what is remembered of the registration with XTM One. Fails when the Lease was lost, because tokens may be
+    /// made only after it is written.
+    pub(super) async fn write_xtm_one(&self, memory: &Memory) -> Result<(), OrchestratorError> {
+        let Some(record) = self.lease().as_ref().map(|(_, record)| Arc::clone(record)) else { return Ok(()) };
+        let text = (!memory.xtm_one.is_empty()).then(|| encode(&memory.xtm_one).ok()).flatten();
+        let patch = json!({ "metadata": { "annotations": { ANNOTATION_XTM_ONE: text } } });
+        if record.write(&self.api, patch).await? {
+            return Ok(());
+        }
+        Err(OrchestratorError::Refused {
+            what: format!("writing the Lease {}", record.name),
+            place: self.api.place.clone(),
+            why: "it was lost".to_owned(),
+            cure: Cure("see which other pass of this manager runs; the next pass goes on"),
+        })
     }
 }
 

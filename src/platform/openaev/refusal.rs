@@ -55,6 +55,7 @@ pub(super) struct Setting<'a> {
     pub(super) url: &'a str,
     pub(super) id: &'a str,
     pub(super) hint: &'a str,
+    pub(super) origin: &'a str,
     /// The capability that the operation needs.
     pub(super) capability: &'static str,
     /// Whether the request went to the tenant of the settings, like all other calls, and not to the tenant of one
@@ -101,13 +102,14 @@ impl Refusal {
     }
 
     pub(super) fn explain(self, setting: &Setting<'_>, answer: &Answer) -> PlatformError {
-        let Setting { operation, url, id, hint, capability, everywhere } = *setting;
+        let Setting { operation, url, id, hint, origin, capability, everywhere } = *setting;
         let explained = |message, cure, general| PlatformError::Explained { operation, message, cure, general };
         match self {
             Self::Token => PlatformError::TokenRefused {
                 url: url.to_owned(),
                 hint: hint.to_owned(),
                 agent: USER_AGENT,
+                origin: origin.to_owned(),
                 cure: TOKEN_CURE,
             },
             Self::WrongComposer => {
@@ -173,7 +175,7 @@ mod tests {
     use crate::platform::transport::Answer;
 
     fn answer(status: u16, body: &str) -> Answer {
-        Answer { status, body: body.to_owned(), ..Answer::default() }
+        Answer { status, body: body.to_owned().into(), ..Answer::default() }
     }
 
     const SPRING: &str = r#"{"timestamp":"2026-01-01T00:00:00Z","status":400,"error":"Bad Request","path":"/api/x"}"#;
@@ -229,6 +231,7 @@ mod tests {
                 url: "https://aev",
                 id: "me",
                 hint: "abcd…",
+                origin: "here",
                 capability: "catalog write",
                 everywhere: true,
             };
@@ -244,8 +247,8 @@ mod tests {
     #[test]
     fn what_another_tenants_route_hides_is_that_connectors_matter() {
         let answer = answer(404, r#"{"message":"Not Found"}"#);
-        let (url, id, hint, capability) = ("u", "me", "h", "c");
-        let setting = Setting { operation: "logs", url, id, hint, capability, everywhere: false };
+        let (url, id, hint, origin, capability) = ("u", "me", "h", "o", "c");
+        let setting = Setting { operation: "logs", url, id, hint, origin, capability, everywhere: false };
         assert!(!Refusal::of(&answer).explain(&setting, &answer).is_general());
     }
 }

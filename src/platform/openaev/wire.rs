@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::desired::{Listing, WireConnector, WireVariable};
 use crate::platform::answer::{excerpt, shape_fault};
 use crate::platform::error::PlatformError;
-use crate::platform::{Health, version};
+use crate::platform::{Health, Profile, version};
 use crate::secret::Secret;
 
 /// The variable with which a multi-tenant platform tells an instance its tenant.
@@ -24,6 +24,44 @@ const TENANT_MAX: usize = 64;
 pub(super) struct Composer {
     /// The version that the platform had when the composer registered (contracts 3).
     pub(super) xtm_composer_version: Option<String>,
+}
+
+/// The part of the settings that XTM One is told (contracts 3).
+#[derive(Deserialize)]
+pub(super) struct Settings {
+    #[serde(rename = "platform_id")]
+    id: String,
+    #[serde(rename = "platform_name", default)]
+    name: Option<String>,
+    #[serde(rename = "platform_base_url", default)]
+    base_url: Option<String>,
+    #[serde(rename = "platform_license", default)]
+    licence: Option<Licence>,
+    #[serde(rename = "platform_xtm_one_configured", default)]
+    xtm_one_configured: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct Licence {
+    #[serde(rename = "license_is_validated", default)]
+    validated: Option<bool>,
+    #[serde(rename = "license_type", default)]
+    kind: Option<String>,
+}
+
+impl From<Settings> for Profile {
+    fn from(settings: Settings) -> Self {
+        let licence = settings.licence.filter(|licence| licence.validated == Some(true));
+        let itself = "OpenAEV registers itself with XTM One (platform_xtm_one_configured), and what is sent from outside may \
+                      overwrite what it sends";
+        Self {
+            id: settings.id,
+            title: settings.name.filter(|name| !name.trim().is_empty()),
+            url: settings.base_url.unwrap_or_default(),
+            licence_type: licence.and_then(|licence| licence.kind),
+            registers_itself: (settings.xtm_one_configured == Some(true)).then_some(itself),
+        }
+    }
 }
 
 /// One entry of the list. The platform leaves out fields that are null. Unknown keys are ignored.

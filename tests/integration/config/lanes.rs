@@ -59,10 +59,10 @@ fn each_enabled_platform_has_a_lane_and_opencti_is_the_default() {
 
     let settings = loaded(&[], both());
     let (opencti, openaev) = (&settings.lanes[0], &settings.lanes[1]);
-    assert_eq!(opencti.platform.url, "http://opencti:4000");
-    assert_eq!(openaev.platform.url, "https://openaev:8443/base");
-    assert_eq!(opencti.platform.token.expose(), super::TOKEN);
-    assert_eq!(openaev.platform.token.expose(), "11112222-3333-4444-5555-666677778888");
+    assert_eq!(opencti.platform.endpoint.url, "http://opencti:4000");
+    assert_eq!(openaev.platform.endpoint.url, "https://openaev:8443/base");
+    assert_eq!(opencti.platform.endpoint.token.expose(), super::TOKEN);
+    assert_eq!(openaev.platform.endpoint.token.expose(), "11112222-3333-4444-5555-666677778888");
     assert_eq!(opencti.policy, openaev.policy);
     assert_eq!(notices(&settings), "");
 }
@@ -309,14 +309,14 @@ fn proxies_of_the_process_are_the_default_of_every_lane() {
     ];
     let settings = loaded(&[], with(both(), &process));
     for (lane, via) in settings.lanes.iter().zip(["http://process:1", "http://process:2"]) {
-        assert_eq!(lane.platform.proxy.as_ref().unwrap().expose(), via);
-        assert_eq!(lane.platform.no_proxy, ["process.example.org"]);
+        assert_eq!(lane.platform.endpoint.proxy.as_ref().unwrap().expose(), via);
+        assert_eq!(lane.platform.endpoint.no_proxy, ["process.example.org"]);
     }
     let own = [("OPENAEV__HTTPS_PROXY", "http://own:3"), ("OPENAEV__NO_PROXY", "own.example.org")];
     let settings = loaded(&[], with(with(both(), &process), &own));
-    assert_eq!(lane(&settings, OpenAev).platform.proxy.as_ref().unwrap().expose(), "http://own:3");
-    assert_eq!(lane(&settings, OpenAev).platform.no_proxy, ["own.example.org"]);
-    assert_eq!(lane(&settings, OpenCti).platform.no_proxy, ["process.example.org"]);
+    assert_eq!(lane(&settings, OpenAev).platform.endpoint.proxy.as_ref().unwrap().expose(), "http://own:3");
+    assert_eq!(lane(&settings, OpenAev).platform.endpoint.no_proxy, ["own.example.org"]);
+    assert_eq!(lane(&settings, OpenCti).platform.endpoint.no_proxy, ["process.example.org"]);
     assert_eq!(
         lane(&settings, OpenCti).connector_proxy.as_ref().unwrap().https.as_ref().unwrap().expose(),
         "http://process:2"
@@ -343,7 +343,7 @@ fn both_platforms_come_from_one_file_and_names_are_judged_under_both_prefixes() 
     let environment = [("MANAGER__CREDENTIALS_KEY", pem.as_str()), ("KUBERNETES_SERVICE_HOST", "x")];
     let settings = loaded(std::slice::from_ref(&yaml), with(Variables::new(), &environment));
     let openaev = lane(&settings, OpenAev);
-    assert_eq!(openaev.platform.token.expose(), "of-a-file");
+    assert_eq!(openaev.platform.endpoint.token.expose(), "of-a-file");
     let OrchestratorSettings::Kubernetes(cluster) = &openaev.orchestrator else { panic!("kubernetes") };
     assert_eq!(cluster.workload.base["spec"]["paused"], true);
     let told = notices(&settings);
@@ -358,7 +358,7 @@ fn both_platforms_come_from_one_file_and_names_are_judged_under_both_prefixes() 
 
     // The environment's token wins over the file's `_FILE` form under either prefix.
     let environment = with(with(Variables::new(), &environment), &[("OPENAEV__TOKEN", "of-the-environment")]);
-    assert_eq!(lane(&loaded(&[yaml], environment), OpenAev).platform.token.expose(), "of-the-environment");
+    assert_eq!(lane(&loaded(&[yaml], environment), OpenAev).platform.endpoint.token.expose(), "of-the-environment");
 }
 
 #[test]

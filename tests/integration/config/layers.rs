@@ -24,7 +24,7 @@ fn every_secret_can_come_from_a_file_and_not_from_two_places() {
     let more = [("OPENCTI__WITH_PROXY", "true"), ("OPENCTI__DAEMON__REGISTRY__USERNAME", "reader")];
     let variables = with(variables, &more);
     let settings = loaded(&[], variables.clone());
-    assert_eq!(settings.lanes[0].platform.token.expose(), TOKEN);
+    assert_eq!(settings.lanes[0].platform.endpoint.token.expose(), TOKEN);
     assert_eq!(settings.manager.key.modulus_bytes(), 384);
     assert_eq!(settings.lanes[0].registry.password.as_ref().unwrap().expose(), " pass word ", "only line ends are cut");
     let proxy = settings.lanes[0].connector_proxy.as_ref().unwrap();
@@ -143,7 +143,7 @@ fn the_daemons_file_is_read_as_it_is_and_the_environment_wins() {
     assert_eq!(told.lines().count(), 3, "{told}");
 
     let settings = loaded(std::slice::from_ref(&daemon), good());
-    assert_eq!(settings.lanes[0].platform.url, "http://opencti:4000", "the environment's");
+    assert_eq!(settings.lanes[0].platform.endpoint.url, "http://opencti:4000", "the environment's");
     assert_eq!(settings.manager.name, "Filigran connector manager");
     assert_eq!(settings.lanes[0].registry.server.as_deref(), Some("registry.example.org"));
     let container = &docker(&settings).container;
@@ -166,7 +166,7 @@ fn the_daemons_file_is_read_as_it_is_and_the_environment_wins() {
     let empty = path("empty.yaml", "# nothing\n");
     let files = [daemon, site, last, empty];
     let settings = loaded(&files, without(good(), "OPENCTI__URL"));
-    assert_eq!(settings.lanes[0].platform.url, "http://last:1");
+    assert_eq!(settings.lanes[0].platform.endpoint.url, "http://last:1");
     assert_eq!(settings.manager.name, "Last");
     assert_eq!(docker(&settings).container.extra_hosts.as_deref().unwrap(), [""; 0]);
     assert_eq!(settings.lanes[0].registry.server.as_deref(), Some("registry.example.org"));
@@ -180,11 +180,11 @@ fn a_secret_of_the_environment_wins_over_every_form_of_it_in_a_file() {
     let yaml = format!("manager:\n  credentials_key_filepath: {key}\nopencti:\n  token_file: {token}\n");
     let yaml = PathBuf::from(file(folder.path(), "default.yaml", &yaml, 0o600));
     let settings = loaded(std::slice::from_ref(&yaml), good());
-    assert_eq!(settings.lanes[0].platform.token.expose(), TOKEN);
+    assert_eq!(settings.lanes[0].platform.endpoint.token.expose(), TOKEN);
     assert_eq!(settings.manager.key.modulus_bytes(), 256, "the environment's inline key, not the file's path");
     let bare = without(without(good(), "OPENCTI__TOKEN"), "MANAGER__CREDENTIALS_KEY");
     let settings = loaded(&[yaml], bare);
-    assert_eq!(settings.lanes[0].platform.token.expose(), "of-the-file");
+    assert_eq!(settings.lanes[0].platform.endpoint.token.expose(), "of-the-file");
     assert_eq!(settings.manager.key.modulus_bytes(), 384);
 }
 

@@ -1,0 +1,65 @@
+//! The memory of a lane as it is stored now. The two halves of a lane, reconciliation and the registration with XTM One,
+//! run side by side and both write to it, each its own part.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::Mutex;
+
+use crate::access::Permit;
+use crate::memory::{ConnectorMemory, Memory, XtmOneMemory};
+use crate::model::ConnectorId;
+use crate::orchestrator::{Orchestrator, OrchestratorError};
+
+/// Writes the memory, one write at a time.
+pub(crate) struct StoredMemory<'a, O> {
+    orchestrator: &'a O,
+    permit: Permit,
+    stored: Mutex<Stored>,
+}
+
+struct Stored {
+    memory: Memory,
+    /// Whether the memory is stored like this. Otherwise the next write writes everything.
+    reliable: bool,
+}
+
+impl<'a, O: Orchestrator> StoredMemory<'a, O> {
+    /// Begins with what was recalled. `reliable` says whether that is what is stored.
+    pub(crate) fn new(orchestrator: &'a O, permit: Permit, recalled: Memory, reliable: bool) -> Self {
+        Self { orchestrator, permit, stored: Mutex::new(Stored { memory: recalled, reliable }) }
+    }
+
+    /// Adds what an observation found stored on the workloads themselves.
+    pub(crate) async fn found(&self, connectors: &BTreeMap<ConnectorId, ConnectorMemory>) {
+        self.stored.lock().await.memory.connectors.extend(connectors.clone());
+    }
+
+    /// Writes everything but the part about XTM One, which stays as it is.
+    pub(crate) async fn write_connectors(&self, mut next: Memory) -> Result<(), OrchestratorError> {
+        let mut stored = self.stored.lock().await;
+        next.xtm_one = stored.memory.xtm_one.clone();
+        self.write(&mut stored, next).await
+    }
+
+    /// Writes the part about XTM One.
+    pub(crate) async fn write_xtm_one(&self, xtm_one: XtmOneMemory) -> Result<(), OrchestratorError> {
+        let mut stored = self.stored.lock().await;
+        let next = Memory { xtm_one, ..stored.memory.clone() };
+        self.write(&mut stored, next).await
+    }
+
+    async fn write(&self, stored: &mut Stored, next: Memory) -> Result<(), OrchestratorError> {
+        let before = stored.reliable.then_some(&stored.memory);
+        self.orchestrator.remember(self.permit, before, &next).await?;
+        *stored = Stored { memory: next, reliable: true };
+        Ok(())
+    }
+
+    pub(crate) fn orchestrator(&self) -> &'a O {
+        self.orchestrator
+    }
+
+    pub(crate) fn permit(&self) -> Permit {
+        self.permit
+    }
+}

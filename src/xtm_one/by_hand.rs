@@ -1,0 +1,110 @@
+//! What an operator does by hand: looks at the tokens, and takes them all back.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::XtmOneSettings;
+use super::outcome::{Status, UsersOutcome, XtmOneOutcome};
+use super::tokens::Tokens;
+use super::users::{Renewal, UserRules, select};
+use crate::access::Permit;
+use crate::memory::XtmOneMemory;
+use crate::model::{TokenId, UserId};
+use crate::platform::{Platform, PlatformError};
+use crate::stop::Stop;
+
+/// What an operator should know after all tokens were revoked.
+pub(crate) const REVOKED_NOTICE: &str = "XTM One still has the keys, which open nothing now; while XTM__XTM_ONE_TOKEN is \
+    set, later passes make new ones";
+
+/// The outcome of a command that needs the registration to be active, when it is not.
+pub(crate) fn not_active() -> (XtmOneOutcome, Vec<String>) {
+    let mut outcome = XtmOneOutcome::new("", Status::Failed);
+    let error = "the registration with XTM One is not active".to_owned();
+    outcome.fault(None, error, "set both XTM__XTM_ONE_URL and XTM__XTM_ONE_TOKEN");
+    (outcome, vec![])
+}
+
+/// Takes back every token that was made for XTM One, whoever made it.
+pub(crate) struct Revocation<'a> {
+    pub(crate) platform: Arc<dyn Platform>,
+    pub(crate) concurrency: usize,
+    pub(crate) stop: &'a Stop,
+    /// The address of XTM One for the report. Empty when it is not set.
+    pub(crate) url: &'a str,
+}
+
+impl Revocation<'_> {
+    /// Counts the tokens, and revokes them unless `permit` is `None`. The second value says whether none is left.
+    pub(crate) async fn revoke(&self, permit: Option<Permit>) -> (XtmOneOutcome, bool) {
+        let status = if permit.is_some() { Status::NotAsked } else { Status::Planned };
+        let mut outcome = XtmOneOutcome::new(self.url, status);
+        let (concurrency, stop) = (self.concurrency, self.stop.clone());
+        let tokens = Tokens { platform: Arc::clone(&self.platform), concurrency, stop };
+        let accounts = match tokens.list().await {
+            Ok(accounts) => accounts,
+            Err(error) => {
+                self.fault(&mut outcome, "the users cannot be listed", &error);
+                return (outcome, false);
+            }
+        };
+        let all: Vec<(UserId, TokenId)> = accounts
+            .into_iter()
+            .flat_map(|account| account.tokens.into_iter().map(move |token| (account.id.clone(), token)))
+            .collect();
+        outcome.users.tokens_revoked = all.len();
+        let Some(permit) = permit else { return (outcome, true) };
+        let failed = tokens.revoke(permit, all).await;
+        outcome.users.tokens_revoked -= failed.len();
+        for (user, error) in &failed {
+            self.fault(&mut outcome, &format!("a token of the user {} cannot be revoked", user.0), error);
+        }
+        (outcome, failed.is_empty())
+    }
+
+    fn fault(&self, outcome: &mut XtmOneOutcome, what: &str, error: &PlatformError) {
+        outcome.fault(None, format!("{what}: {error}"), error.cure().on(self.platform.kind()));
+    }
+}
+
+/// Reports how things stand, with reads alone. `settings` are `None` when the registration is not active.
+pub(crate) async fn status(
+    settings: Option<&XtmOneSettings>,
+    platform: Arc<dyn Platform>,
+    memory: &XtmOneMemory,
+    concurrency: usize,
+    stop: &Stop,
+) -> (XtmOneOutcome, Vec<String>) {
+    let url = settings.map_or("", |settings| settings.endpoint.url.as_str());
+    let mut outcome = XtmOneOutcome::new(url, Status::NotAsked);
+    let mut notices = Vec::new();
+    if settings.is_none() {
+        notices.push("not active: XTM__XTM_ONE_URL and XTM__XTM_ONE_TOKEN are not both set".to_owned());
+    }
+    if !memory.unsent.is_empty() {
+        let count = memory.unsent.len();
+        notices.push(format!("the keys of {count} users may never have arrived; the next registration makes new ones"));
+    }
+    if let (Some(settings), Some(failed)) = (settings, &memory.failed) {
+        outcome.next_attempt = failed.holds_until(&settings.fingerprint(), Timestamp::now());
+        notices.push(format!("{} passes in a row could not register", failed.times));
+    }
+    if platform.accounts().is_none() {
+        return (outcome, notices);
+    }
+    let kind = platform.kind();
+    let all = UserRules { include: None, exclude: vec![], service_accounts: false };
+    match (Tokens { platform, concurrency, stop: stop.clone() }).list().await {
+        Ok(accounts) => {
+            let tokens: usize = accounts.iter().map(|account| account.tokens.len()).sum();
+            let rules = settings.map_or(&all, |settings| &settings.users);
+            let selection = select(accounts, &memory.unsent, rules, Renewal::Missing, 0);
+            outcome.users = UsersOutcome::of(&selection);
+            outcome.users.sent = selection.known.len();
+            notices.push(format!("{tokens} tokens named XTM One are on the platform"));
+        }
+        Err(error) => outcome.fault(None, format!("the users cannot be listed: {error}"), error.cure().on(kind)),
+    }
+    (outcome, notices)
+}
