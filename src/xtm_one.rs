@@ -18,6 +18,8 @@ mod users;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 use crate::model::short_hash;
 use crate::platform::Endpoint;
 use crate::secret::Secret;
@@ -49,9 +51,13 @@ pub struct XtmOneSettings {
 }
 
 impl XtmOneSettings {
-    /// A fingerprint of the address and the token. It is too short to guess a token from.
+    /// A fingerprint of everything that XTM One may refuse a registration for. It is too short to guess a token from.
     pub(crate) fn fingerprint(&self) -> String {
-        short_hash(&format!("{}\n{}", self.endpoint.url, self.endpoint.token.expose()), 4)
+        let Self { endpoint, payload, platform_url, licence, admin_key, .. } = self;
+        let secrets = [Some(&endpoint.token), licence.as_ref().map(|licence| &licence.pem), admin_key.as_ref()];
+        let secrets = secrets.map(|secret| Zeroizing::new(short_hash(secret.map_or("", Secret::expose), 64)));
+        let secrets = secrets.iter().map(|hash| hash.as_str()).collect::<Vec<_>>().join("\n");
+        short_hash(&format!("{}\n{payload:?}\n{platform_url:?}\n{secrets}", endpoint.url), 4)
     }
 }
 

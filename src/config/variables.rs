@@ -133,7 +133,7 @@ variables! {
     xtm__payload: Plain = "auto", "What a registration holds: `users` (users with keys), `intents` (neither users nor keys), or `auto`: `users` for platform versions before 7.260401 and 3.260401, `intents` from then on.";
     xtm__platform_url: Plain, "URL of OpenCTI that XTM One and its users get. Default: what OpenCTI answers, which may be an internal address.";
     xtm__license_pem: Secret, "Enterprise licence of OpenCTI, a PEM certificate, which no API of OpenCTI shows.";
-    xtm__admin_api_key: Secret, "Key with which XTM One calls OpenCTI back as an administrator. Default: none is sent. `platform-token` sends `OPENCTI__TOKEN`.";
+    xtm__admin_api_key: Secret, "Key with which XTM One calls OpenCTI back as an administrator. Default: none is sent. `platform-token` sends the token with which this manager uses OpenCTI.";
     xtm__users_include: Plain, "Globs (`*`, `?`) on e-mail addresses, comma-separated or a JSON list: only these users get keys.";
     xtm__users_exclude: Plain, "Globs on e-mail addresses: these users get no keys. Wins over the one before.";
     xtm__service_accounts: Plain = "false", "`true` also gives keys to service accounts and to addresses that end in `.invalid`.";

@@ -49,7 +49,7 @@ pub struct FailedRegistrations {
     pub(crate) times: u32,
     /// When to try again, as Unix time in seconds.
     pub(crate) until: i64,
-    /// A fingerprint of the address and the token. With others, a pass tries at once.
+    /// A fingerprint of the settings. With others, a pass tries at once.
     pub(crate) settings: String,
 }
 

@@ -223,7 +223,8 @@ impl Lane<'_> {
         let mut known = Known { recalled: memory, findings: Findings::default() };
         let reconciling = self.reconcile(&store, version, &mut known);
         let (registered, done) = tokio::join!(xtm_one.register(version, &store, &remembered), reconciling);
-        self.report_xtm_one(registered);
+        let interrupted = self.report_xtm_one(registered);
+        let done = done.and_then(|()| self.unless_interrupted(interrupted));
         let begun = Instant::now();
         let (memory, _) = self.next_memory(&known);
         if let Err(error) = store.write_connectors(memory).await {

@@ -67,11 +67,11 @@ fn users(users: &UsersOutcome, planned: bool) -> Vec<String> {
     say(users.tokens_made, format!("{} tokens {made}{names}", users.tokens_made));
     say(users.tokens_revoked, format!("{} tokens {revoked}", users.tokens_revoked));
     say(users.waiting, format!("{} users wait for a token (XTM__MAX_NEW_TOKENS)", users.waiting));
-    for (why, skipped) in &users.skipped {
+    for skipped in &users.skipped {
         let named = skipped.users.join(", ");
         let more = skipped.count.saturating_sub(skipped.users.len());
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        parts.push(format!("left out: {} {} ({named}{more})", skipped.count, reason(*why)));
+        parts.push(format!("left out: {} {} ({named}{more})", skipped.count, reason(skipped.reason)));
     }
     parts
 }

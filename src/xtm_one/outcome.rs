@@ -1,7 +1,5 @@
 //! What the report says of a registration with XTM One.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
@@ -78,7 +76,7 @@ pub(crate) struct UsersOutcome {
     pub(crate) tokens_revoked: usize,
     /// Users whose token waits for a later pass (`XTM__MAX_NEW_TOKENS`).
     pub(crate) waiting: usize,
-    pub(crate) skipped: BTreeMap<LeftOut, SkippedUsers>,
+    pub(crate) skipped: Vec<SkippedUsers>,
     /// The users whose tokens a plan would make. Only the first are named.
     pub(crate) to_make: Vec<String>,
 }
@@ -86,6 +84,7 @@ pub(crate) struct UsersOutcome {
 /// The users that are left out for one reason.
 #[derive(Debug, Serialize)]
 pub(crate) struct SkippedUsers {
+    pub(crate) reason: LeftOut,
     pub(crate) count: usize,
     /// The first of them.
     pub(crate) users: Vec<String>,
@@ -95,7 +94,7 @@ impl UsersOutcome {
     pub(super) fn of(selection: &Selection) -> Self {
         let skipped = selection.left_out.iter().map(|(why, names)| {
             let users = names.iter().take(NAMED_MAX).cloned().collect();
-            (*why, SkippedUsers { count: names.len(), users })
+            SkippedUsers { reason: *why, count: names.len(), users }
         });
         Self { waiting: selection.waiting, skipped: skipped.collect(), ..Self::default() }
     }

@@ -22,3 +22,4 @@ mod scene;
 mod support;
 mod terminal;
 mod watch;
+mod xtm_one;

@@ -10,7 +10,7 @@ use crate::pass::XtmOneCommand;
 use crate::platform::Platform;
 use crate::stop::Stop;
 use crate::stored_memory::StoredMemory;
-use crate::xtm_one::{self, Registrar, Revocation, Wanted, XtmOneOutcome, XtmOneSettings};
+use crate::xtm_one::{self, Registrar, Revocation, Status, Wanted, XtmOneOutcome, XtmOneSettings};
 
 /// What came of it, and what the operator should know besides.
 type Outcome = (XtmOneOutcome, Vec<String>);
@@ -65,13 +65,23 @@ impl Lane<'_> {
         }
     }
 
-    pub(super) fn report_xtm_one(&mut self, outcome: Option<Outcome>) {
-        let Some((outcome, notices)) = outcome else { return };
+    /// Reports the outcome. True when the pass had to stop before it was complete.
+    pub(super) fn report_xtm_one(&mut self, outcome: Option<Outcome>) -> bool {
+        let Some((outcome, notices)) = outcome else { return false };
         for fault in &outcome.faults {
             tracing::warn!(error = fault.error, cure = fault.cure, user = fault.user, "XTM One");
         }
         self.notice(&notices);
+        let interrupted = outcome.status == Status::Interrupted;
         self.report.xtm_one(outcome);
+        interrupted
+    }
+
+    pub(super) fn unless_interrupted(&self, interrupted: bool) -> Result<(), End> {
+        match self.stop.cause().filter(|_| interrupted) {
+            Some(cause) => Err(End::Stopped(cause)),
+            None => Ok(()),
+        }
     }
 
     /// Does what the command says, under the lock.

@@ -1,0 +1,312 @@
+//! The registration with XTM One, against a real engine for the memory and the stand-in for both other sides.
+
+mod by_hand;
+mod failures;
+mod kept;
+mod killed;
+mod secrecy;
+mod users;
+
+use serde_json::{Value, json};
+use stand_in_platform::{Fault, FaultKind, User, XTM_ONE_DEFAULT_TOKEN};
+use xtm_reconcile::exit;
+
+use crate::lanes::lane;
+use crate::moves::{SOON, set};
+use crate::scene::Scene;
+use crate::support::Binary;
+use crate::support::told::expect_all;
+
+pub(crate) const ADD: &str = "userAdminTokenAdd";
+pub(crate) const REVOKE: &str = "userAdminTokenRevoke";
+pub(crate) const REGISTER: &str = "xtm-one.register";
+/// A version that has tokens with names, sends users, and does not register itself.
+const VERSION: &str = "7.260220.0";
+
+/// A platform of that version, with an XTM One beside it.
+pub(crate) fn scene(name: &str) -> Scene {
+    let scene = Scene::new(name);
+    scene.platform.edit(|state| VERSION.clone_into(&mut state.platform_version));
+    scene
+}
+
+/// The address of one of the people.
+pub(crate) fn address(number: usize) -> String {
+    format!("person-{number:04}@example.org")
+}
+
+impl Scene {
+    /// Adds this many ordinary users.
+    pub(crate) fn people(&self, count: usize) {
+        self.platform.edit(|state| {
+            let before = state.users.len() - 1;
+            let people =
+                (before..before + count).map(|n| User::person(format!("user-{n:04}"), address(n), format!("P {n}")));
+            state.users.extend(people);
+        });
+    }
+
+    /// The program with what it needs for XTM One.
+    pub(crate) fn registering(&self) -> Binary {
+        self.program()
+            .var("XTM__XTM_ONE_URL", self.platform.xtm_one_url())
+            .var("XTM__XTM_ONE_TOKEN", XTM_ONE_DEFAULT_TOKEN)
+    }
+
+    /// The same, with the report as JSON.
+    pub(crate) fn reporting(&self) -> Binary {
+        self.registering().args(["--output", "json"])
+    }
+
+    /// Makes one pass and returns what it says of XTM One.
+    #[track_caller]
+    pub(crate) fn register(&self, code: u8) -> Value {
+        self.register_with(&[], code)
+    }
+
+    #[track_caller]
+    pub(crate) fn register_with(&self, settings: &[(&str, &str)], code: u8) -> Value {
+        set(self.reporting(), settings).run().expect_code(code.into()).lane()["xtm_one"].clone()
+    }
+
+    /// The addresses of the users who have tokens named `XTM One`, once for each token.
+    pub(crate) fn holders(&self) -> Vec<String> {
+        self.platform.read(|state| {
+            let tokens = state.users.iter().flat_map(|user| {
+                let named = user.api_tokens.iter().filter(|token| token.name == "XTM One");
+                named.map(|_| user.user_email.clone())
+            });
+            let mut holders: Vec<String> = tokens.collect();
+            holders.sort();
+            holders
+        })
+    }
+
+    /// Panics unless these people, and nobody else, have one token each, whose key XTM One has.
+    #[track_caller]
+    pub(crate) fn all_is_well(&self, people: std::ops::Range<usize>, at: &str) {
+        let wanted: Vec<String> = people.map(address).collect();
+        assert_eq!(self.holders(), wanted, "{at}: one token each");
+        assert_eq!(self.platform.read(|state| state.xtm_one_dead_keys()), Vec::<String>::new(), "{at}: dead keys");
+        assert_eq!(self.told(), wanted, "{at}: users of XTM One");
+    }
+
+    /// The addresses of the users that XTM One has been told about.
+    pub(crate) fn told(&self) -> Vec<String> {
+        self.platform.read(|state| {
+            let platform = state.xtm_one.platforms.get("opencti");
+            platform.map(|platform| platform.users.keys().cloned().collect()).unwrap_or_default()
+        })
+    }
+
+    /// How often XTM One was asked to register.
+    pub(crate) fn registrations(&self) -> usize {
+        self.platform.calls(REGISTER).len()
+    }
+}
+
+/// The faults of an outcome, one a line.
+pub(crate) fn errors(outcome: &Value) -> String {
+    let faults = outcome["faults"].as_array().expect("an outcome has faults").iter();
+    let text = |fault: &Value| format!("{} {} -> {}", fault["user"], fault["error"], fault["cure"]);
+    faults.map(text).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_pass_registers_the_platform_and_a_later_one_is_a_heartbeat() {
+    let scene = scene("xtm-one");
+    scene.connector("a");
+    scene.platform.edit(|state| {
+        state.settings.platform_title = Some("Threat room".to_owned());
+        state.xtm_one.ee_enabled = true;
+    });
+    let outcome = scene.register(exit::OK);
+    assert_eq!(outcome["status"], "registered", "{outcome:#}");
+    assert_eq!(outcome["ee_enabled"], true);
+    assert_eq!(outcome["payload"], "users");
+    assert!(outcome["next_attempt"].is_null());
+    scene.platform.read(|state| {
+        let registered = &state.xtm_one.platforms["opencti"];
+        assert_eq!(registered.title, "Threat room");
+        assert_eq!(registered.version, VERSION);
+        assert_eq!(registered.id, state.settings.id);
+        assert!(registered.url.contains("127.0.0.1"), "what the platform answers: {}", registered.url);
+        assert!(registered.users.is_empty(), "the manager's own address ends in .invalid");
+    });
+    let records = scene.records();
+    scene.register_with(&[("XTM__PLATFORM_URL", "https://octi.example.org/base/")], exit::OK);
+    scene.platform.read(|state| {
+        assert_eq!(state.xtm_one.platforms["opencti"].url, "https://octi.example.org/base");
+        assert_eq!(state.xtm_one.platforms["opencti"].registrations, 2);
+    });
+    assert_eq!(scene.records()[0].id, records[0].id, "a heartbeat writes nothing to the engine");
+}
+
+#[test]
+fn it_is_active_only_with_both_address_and_token() {
+    let scene = scene("xtm-one-inactive");
+    let address = scene.platform.xtm_one_url();
+    let report =
+        scene.program().args(["--output", "json"]).var("XTM__XTM_ONE_URL", &address).run().expect_code(0).json();
+    assert!(report["lanes"][0]["xtm_one"].is_null());
+    assert!(report["notices"].to_string().contains("chatbot proxy"), "{}", report["notices"]);
+    let refused = scene.program().var("XTM__XTM_ONE_TOKEN", "abc").run().expect_code(exit::CONFIG.into());
+    expect_all(&refused.stderr, &["XTM__XTM_ONE_TOKEN", "XTM__XTM_ONE_URL"], "the token alone");
+    assert_eq!(scene.registrations(), 0);
+}
+
+#[test]
+fn what_fails_at_xtm_one_changes_nothing_for_the_connectors() {
+    let scene = scene("xtm-one-down");
+    scene.connector("a");
+    scene.people(3);
+    scene.platform.fault(Fault::on(REGISTER, FaultKind::status(401)));
+    let report = scene.reporting().run().expect_code(exit::CONNECTOR_FAILED.into()).lane();
+    assert_eq!(report["counts"]["steps"]["deploy"], 1, "{report:#}");
+    assert!(report["errors"].as_array().unwrap().is_empty() && report["xtm_one"]["status"] == "failed");
+    assert!(scene.only().running());
+    let told = errors(&report["xtm_one"]);
+    expect_all(
+        &told,
+        &["HTTP 401", "stan…", "xtm-reconcile/", "sent from", "PLATFORM_REGISTRATION_TOKEN"],
+        "a refused token",
+    );
+    assert!(scene.holders().is_empty(), "the tokens of that pass were revoked");
+}
+
+#[test]
+fn a_slow_xtm_one_does_not_hold_up_the_connectors() {
+    let scene = scene("xtm-one-slow");
+    scene.connector("a");
+    scene.platform.fault(Fault::on(REGISTER, FaultKind::Delay { ms: 600_000 }));
+    let running = scene.reporting().spawn();
+    let published =
+        |_: &_, calls: &[stand_in_platform::Call]| calls.iter().any(|call| call.is("updateConnectorHealth"));
+    assert!(scene.platform.wait_for(SOON, published), "the connector is deployed and published meanwhile");
+    running.signal(crate::support::Signal::KILL);
+    running.wait();
+    assert!(scene.only().running());
+}
+
+#[test]
+fn a_platform_that_registers_itself_is_left_alone_unless_forced() {
+    let scene = scene("xtm-one-itself");
+    scene.people(1);
+    scene.platform.edit(|state| "7.260309.0-lts1".clone_into(&mut state.platform_version));
+    let report = scene.reporting().run().expect_code(0).lane();
+    assert_eq!(report["xtm_one"]["status"], "left-alone");
+    expect_all(&report["notices"].to_string(), &["Enterprise Edition", "overwrite", "XTM__FORCE=true"], "the notice");
+    assert_eq!((scene.registrations(), scene.holders().len()), (0, 0));
+    let outcome = scene.register_with(&[("XTM__FORCE", "true")], exit::OK);
+    assert_eq!((&outcome["status"], &outcome["payload"]), (&json!("registered"), &json!("users")));
+    scene.all_is_well(0..1, "forced");
+
+    scene.platform.edit(|state| state.openaev.settings = json!({ "platform_xtm_one_configured": true }));
+    let both = scene.with_openaev(scene.reporting());
+    let report = both.run().expect_code(0).json();
+    assert_eq!(lane(&report, "openaev")["xtm_one"]["status"], "left-alone");
+}
+
+#[test]
+fn each_generation_gets_what_it_knows() {
+    use stand_in_platform::xtm_one::Generation;
+    let scene = scene("xtm-one-generations");
+    scene.people(1);
+    let key = ("XTM__ADMIN_API_KEY", "an-administrators-key");
+    scene.platform.edit(|state| state.xtm_one.generation = Generation::Users);
+    scene.register_with(&[key], exit::OK);
+    scene.platform.read(|state| {
+        let registered = &state.xtm_one.platforms["opencti"];
+        assert_eq!(registered.admin_api_key.as_deref(), Some("an-administrators-key"));
+        assert!(registered.business_vertical.is_none());
+    });
+    scene.register_with(&[("XTM__ADMIN_API_KEY", "platform-token")], exit::OK);
+    scene.platform.read(|state| {
+        let sent = state.xtm_one.platforms["opencti"].admin_api_key.as_deref();
+        assert_eq!(sent, Some(stand_in_platform::DEFAULT_TOKEN));
+    });
+
+    scene.platform.edit(|state| state.xtm_one.generation = Generation::Intents);
+    let outcome = scene.register_with(&[key], exit::CONNECTOR_FAILED);
+    expect_all(&errors(&outcome), &["HTTP 422", "body", "XTM__PAYLOAD"], "the other generation is wanted");
+    let outcome = scene.register_with(&[key, ("XTM__PAYLOAD", "intents"), ("XTM__REQUEST_TIMEOUT", "14")], exit::OK);
+    assert_eq!(outcome["payload"], "intents", "{outcome:#}");
+    let sent = scene.platform.read(|state| state.xtm_one.platforms["opencti"].last_body.clone());
+    assert_eq!(sent["business_vertical"], "cti");
+    assert_eq!(sent["intents"].as_array().unwrap().len(), 20);
+    assert!(sent.get("users").is_none() && sent.get("admin_api_key").is_none(), "{sent:#}");
+
+    // The version decides by itself.
+    scene.platform.edit(|state| "7.261026.0".clone_into(&mut state.platform_version));
+    let outcome = scene.register_with(&[("XTM__FORCE", "true")], exit::OK);
+    assert_eq!(outcome["payload"], "intents");
+}
+
+#[test]
+fn both_lanes_register_and_openaev_has_no_users() {
+    let scene = scene("xtm-one-lanes");
+    scene.people(2);
+    let licence = json!({ "license_is_validated": true, "license_type": "nfr" });
+    scene.platform.edit(|state| state.openaev.settings = json!({ "platform_license": licence }));
+    let report = scene.with_openaev(scene.reporting()).run().expect_code(0).json();
+    for name in ["opencti", "openaev"] {
+        assert_eq!(lane(&report, name)["xtm_one"]["status"], "registered", "{report:#}");
+    }
+    scene.all_is_well(0..2, "both");
+    scene.platform.read(|state| {
+        let registered = &state.xtm_one.platforms["openaev"];
+        assert_eq!(registered.license_type.as_deref(), Some("nfr"));
+        assert!(registered.users.is_empty() && registered.admin_api_key.is_none());
+        assert!(state.xtm_one.platforms["opencti"].license_type.is_none(), "not validated");
+    });
+    let quiet = scene.with_openaev(scene.reporting()).run().expect_code(0).json();
+    assert_eq!(lane(&quiet, "opencti")["xtm_one"]["users"]["tokens_made"], 0);
+}
+
+#[test]
+fn a_plan_shows_what_would_be_sent_and_makes_no_token() {
+    let scene = scene("xtm-one-plan");
+    scene.people(2);
+    scene.register(exit::OK);
+    scene.people(1);
+    let before = scene.platform.revision();
+    let plan =
+        scene.reporting().args(["plan", "--detailed-exitcode"]).var("XTM__ADMIN_API_KEY", "an-administrators-key");
+    let outcome = plan.run().expect_code(exit::CHANGES_PENDING.into());
+    let told = &outcome.lane()["xtm_one"];
+    assert_eq!((&told["status"], &told["users"]["tokens_made"]), (&json!("planned"), &json!(1)), "{told:#}");
+    let key = |number| {
+        let users = told["planned"]["users"].as_array().unwrap();
+        let user = users.iter().find(|user| user["email"] == address(number).as_str()).unwrap();
+        user["api_key"].clone()
+    };
+    assert_eq!([key(0), key(2)], ["", "[new token]"]);
+    assert_eq!(told["planned"]["admin_api_key"], "[secret]");
+    assert!(!outcome.stdout.contains("an-administrators-key"));
+    assert_eq!(scene.platform.revision(), before, "nothing was changed");
+    assert_eq!(scene.registrations(), 1);
+    let shown = scene.registering().args(["plan"]).run().expect_code(0).stdout;
+    expect_all(&shown, &["1 tokens to make (person-0002@example.org)", "platform_identifier: opencti"], "the table");
+}
+
+#[test]
+fn check_asks_for_the_metadata_and_registers_nothing() {
+    let scene = scene("xtm-one-check");
+    let check = |settings: &[(&str, &str)], code: u8| {
+        let program = set(scene.reporting(), settings).args(["check"]);
+        let lines = program.run().expect_code(code.into()).json()["checks"].clone();
+        let lines = lines.as_array().unwrap().iter().filter(|line| line["what"] == "XTM One").cloned();
+        Value::from(lines.collect::<Vec<_>>()).to_string()
+    };
+    expect_all(&check(&[], exit::OK), &["issuer", "stan…", "would be registered with the URL"], "a good one");
+    scene.platform.edit(|state| state.xtm_one.has_metadata = false);
+    expect_all(&check(&[], exit::OK), &["older build"], "without metadata");
+    let probe = scene.platform.calls("xtm-one.metadata");
+    assert!(!probe.is_empty() && probe.iter().all(|call| call.authorization.is_empty()), "the token is not sent");
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = check(&[("XTM__XTM_ONE_URL", &format!("http://{closed}"))], exit::CONNECTOR_FAILED);
+    expect_all(&nobody, &["cannot be reached"], "nobody listens");
+    let plain = check(&[("XTM__XTM_ONE_URL", &scene.platform.xtm_one_url().replace("http:", "https:"))], 1);
+    expect_all(&plain, &["TLS"], "no TLS there");
+    assert_eq!(scene.registrations(), 0);
+}
