@@ -15,3 +15,4 @@ mod scene;
 mod states;
 mod support;
 mod tap;
+mod xtm_one;
