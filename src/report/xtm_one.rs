@@ -5,6 +5,9 @@ use serde_json::Value;
 use super::table::on_one_line;
 use crate::xtm_one::{LeftOut, Status, UsersOutcome, XtmOneOutcome};
 
+/// How many users that are left out the table names for one reason. The JSON report names more.
+const LEFT_OUT_NAMED: usize = 3;
+
 /// The lines of one lane about XTM One: one that sums up, the payload of a plan, and each fault with its cure.
 pub(super) fn lines(lane: &str, outcome: &XtmOneOutcome) -> String {
     let mut text = format!("{lane}: XTM One: {}\n", on_one_line(&summary(outcome).join("; ")));
@@ -68,8 +71,9 @@ fn users(users: &UsersOutcome, planned: bool) -> Vec<String> {
     say(users.tokens_revoked, format!("{} tokens {revoked}", users.tokens_revoked));
     say(users.waiting, format!("{} users wait for a token (XTM__MAX_NEW_TOKENS)", users.waiting));
     for skipped in &users.skipped {
-        let named = skipped.users.join(", ");
-        let more = skipped.count.saturating_sub(skipped.users.len());
+        let named: Vec<&str> = skipped.users.iter().take(LEFT_OUT_NAMED).map(String::as_str).collect();
+        let more = skipped.count.saturating_sub(named.len());
+        let named = named.join(", ");
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         parts.push(format!("left out: {} {} ({named}{more})", skipped.count, reason(skipped.reason)));
     }

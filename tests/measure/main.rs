@@ -14,6 +14,7 @@ mod sample;
 mod scene;
 mod support;
 mod table;
+mod xtm_one;
 
 use std::process::ExitCode;
 
@@ -62,6 +63,9 @@ struct Arguments {
     /// Measure nothing but two lanes beside one
     #[arg(long)]
     lanes_alone: bool,
+    /// Measure nothing but the registration with XTM One
+    #[arg(long)]
+    xtm_one_alone: bool,
     /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -79,18 +83,24 @@ fn main() -> ExitCode {
     scene.warm_up();
     let mut notes = Vec::new();
     let mut rows = Vec::new();
-    if !arguments.lanes_alone {
+    let (lanes_alone, xtm_one_alone) = (arguments.lanes_alone, arguments.xtm_one_alone);
+    if !lanes_alone && !xtm_one_alone {
         rows.extend(running(&scene, &mut notes));
         rows.extend(stopped(&scene));
     }
-    rows.extend(lanes::rows(&scene));
+    if !xtm_one_alone {
+        rows.extend(lanes::rows(&scene));
+    }
+    if !lanes_alone {
+        rows.extend(xtm_one::rows(&scene));
+    }
     rows.extend(program(&scene));
     println!("{}", table::table(&rows));
     for note in &notes {
         println!("{note}");
     }
     let defaults = Arguments::parse_from([""; 1]);
-    let given = Arguments { repeat: 0, bench: false, lanes_alone: false, ..arguments };
+    let given = Arguments { repeat: 0, bench: false, lanes_alone: false, xtm_one_alone: false, ..arguments };
     let is_default = given == Arguments { repeat: 0, ..defaults };
     table::verdict(&rows, is_default)
 }
