@@ -21,12 +21,14 @@ struct Stored {
     memory: Memory,
     /// Whether the memory is stored like this. Otherwise the next write writes everything.
     reliable: bool,
+    /// Whether the last write of the part about XTM One failed, so that it is unknown what is stored of it.
+    xtm_one_unknown: bool,
 }
 
 impl<'a, O: Orchestrator> StoredMemory<'a, O> {
     /// Begins with what was recalled. `reliable` says whether that is what is stored.
     pub(crate) fn new(orchestrator: &'a O, permit: Permit, recalled: Memory, reliable: bool) -> Self {
-        Self { orchestrator, permit, stored: Mutex::new(Stored { memory: recalled, reliable }) }
+        Self { orchestrator, permit, stored: Mutex::new(Stored { memory: recalled, reliable, xtm_one_unknown: false }) }
     }
 
     /// Adds what an observation found stored on the workloads themselves.
@@ -38,21 +40,27 @@ impl<'a, O: Orchestrator> StoredMemory<'a, O> {
     pub(crate) async fn write_connectors(&self, mut next: Memory) -> Result<(), OrchestratorError> {
         let mut stored = self.stored.lock().await;
         next.xtm_one = stored.memory.xtm_one.clone();
-        self.write(&mut stored, next).await
-    }
-
-    /// Writes the part about XTM One.
-    pub(crate) async fn write_xtm_one(&self, xtm_one: XtmOneMemory) -> Result<(), OrchestratorError> {
-        let mut stored = self.stored.lock().await;
-        let next = Memory { xtm_one, ..stored.memory.clone() };
-        self.write(&mut stored, next).await
-    }
-
-    async fn write(&self, stored: &mut Stored, next: Memory) -> Result<(), OrchestratorError> {
         let before = stored.reliable.then_some(&stored.memory);
         self.orchestrator.remember(self.permit, before, &next).await?;
-        *stored = Stored { memory: next, reliable: true };
+        *stored = Stored { memory: next, reliable: true, xtm_one_unknown: false };
         Ok(())
+    }
+
+    /// Writes the part about XTM One, and nothing else where the parts are stored apart.
+    pub(crate) async fn write_xtm_one(&self, xtm_one: XtmOneMemory) -> Result<(), OrchestratorError> {
+        let mut stored = self.stored.lock().await;
+        let mut before = stored.memory.clone();
+        let next = Memory { xtm_one, ..before.clone() };
+        if stored.xtm_one_unknown {
+            // It differs from everything that can be wanted, so that the part is written.
+            before.xtm_one.registered_at = Some("unknown".to_owned());
+        }
+        let written = self.orchestrator.remember(self.permit, Some(&before), &next).await;
+        // A write that failed may have been done all the same.
+        stored.xtm_one_unknown = written.is_err();
+        stored.reliable &= written.is_ok();
+        stored.memory = next;
+        written
     }
 
     pub(crate) fn orchestrator(&self) -> &'a O {

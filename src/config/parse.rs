@@ -136,7 +136,8 @@ impl FieldParser {
             self.problem(variable, "it is no URL that can be used here".to_owned(), cure);
             return None;
         }
-        Some(text.to_owned())
+        // Upper and lower case do not differ in a scheme, and everything after this compares it.
+        text.split_once(':').map(|(scheme, rest)| format!("{}:{rest}", scheme.to_ascii_lowercase()))
     }
 
     /// Checks that the HTTP client can use this URL of a proxy. The client is built without SOCKS.

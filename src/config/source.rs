@@ -104,7 +104,11 @@ impl Source {
             return None;
         }
         match read_secret(Path::new(&path), &file_name, &mut self.notices) {
-            Ok(text) => Some(text).filter(|text| !text.trim().is_empty()),
+            Ok(text) if text.trim().is_empty() => {
+                self.notices.push(Notice::warning(format!("{file_name}: {path} is empty and counts as not set")));
+                None
+            }
+            Ok(text) => Some(text),
             Err(error) => {
                 self.problems.push(unreadable_secret(&file_name, &path, &error));
                 None

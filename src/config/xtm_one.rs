@@ -45,7 +45,6 @@ pub(super) fn settings(process: &ProcessTexts, fields: &mut FieldParser) -> Opti
         (Some(url), true) => fields.url(URL, Some(url)),
     };
     let allow_insecure = fields.flag("XTM__ALLOW_INSECURE", process.xtm__allow_insecure.as_deref());
-    let url = url.filter(|url| is_safe(url, allow_insecure, fields));
     let token = token(process, fields);
     let number = |fields: &mut FieldParser, name: &str, text: &Option<String>, range| {
         fields.number(name, text.as_deref(), range)
@@ -63,6 +62,7 @@ pub(super) fn settings(process: &ProcessTexts, fields: &mut FieldParser) -> Opti
     let ca = fields.certificates("XTM__CA", process.xtm__ca.as_deref());
     let (proxy, proxy_ca, no_proxy) = proxy(process, url.as_deref().unwrap_or_default(), fields);
     let connect_timeout = Duration::from_secs(connect);
+    let url = url.filter(|url| is_safe(url, allow_insecure || (is_loopback(url) && proxy.is_none()), fields));
     let (url, token) = (url?, token?);
     Some(XtmOneSettings {
         endpoint: Endpoint { url, token, insecure: false, ca, proxy_ca, proxy, no_proxy, connect_timeout },
@@ -99,8 +99,8 @@ pub(super) fn of_lane(
 }
 
 /// Refuses plain HTTP to another machine, because every key would cross the network in clear.
-fn is_safe(url: &str, allow_insecure: bool, fields: &mut FieldParser) -> bool {
-    if !url.starts_with("http:") || allow_insecure || is_loopback(url) {
+fn is_safe(url: &str, plain_allowed: bool, fields: &mut FieldParser) -> bool {
+    if url.starts_with("https:") || plain_allowed {
         return true;
     }
     let cure = "use https, or set XTM__ALLOW_INSECURE=true when nobody can listen on that network";

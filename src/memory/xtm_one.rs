@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::model::UserId;
+use crate::model::{TokenId, UserId};
 
 /// The wait after the first failed pass, in seconds. It doubles with each further one.
 const FIRST_WAIT_S: i64 = 300;
@@ -22,6 +22,12 @@ pub struct XtmOneMemory {
     /// and cleared after XTM One has acknowledged the keys or the tokens were revoked.
     #[serde(skip_serializing_if = "BTreeSet::is_empty", default)]
     pub(crate) unsent: BTreeSet<UserId>,
+    /// Tokens that others have replaced at XTM One and that are still to be revoked.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty", default)]
+    pub(crate) replaced: BTreeSet<(UserId, TokenId)>,
+    /// A fingerprint of the address of the XTM One that has the keys. Another XTM One has none of them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) registered_at: Option<String>,
     /// The failed registrations since the last one that succeeded. `None` when there is none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) failed: Option<FailedRegistrations>,
@@ -29,9 +35,9 @@ pub struct XtmOneMemory {
     /// as kept nowhere, only when one of the two changes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) chat_token: Option<String>,
-    /// The platform version of which was reported that it cannot make tokens for XTM One.
+    /// The version of the platform that has no tokens with names, once that was reported.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub(crate) told_tokenless: Option<String>,
+    pub(crate) without_named_tokens: Option<String>,
 }
 
 impl XtmOneMemory {

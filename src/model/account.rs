@@ -8,5 +8,6 @@ use serde::{Deserialize, Serialize};
 pub struct UserId(pub(crate) String);
 
 /// The platform's id of a token. It opens nothing.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct TokenId(pub(crate) String);

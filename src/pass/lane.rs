@@ -221,17 +221,20 @@ impl Lane<'_> {
         }
         let (xtm_one, remembered) = (self.xtm_one(), memory.xtm_one.clone());
         let mut known = Known { recalled: memory, findings: Findings::default() };
-        let reconciling = self.reconcile(&store, version, &mut known);
+        // What the connectors need is remembered without waiting for XTM One.
+        let reconciling = async {
+            let done = self.reconcile(&store, version, &mut known).await;
+            let begun = Instant::now();
+            let (memory, _) = self.next_memory(&known);
+            if let Err(error) = store.write_connectors(memory).await {
+                self.report.orchestrator_failed(&error);
+            }
+            self.stage("remember", begun);
+            done
+        };
         let (registered, done) = tokio::join!(xtm_one.register(version, &store, &remembered), reconciling);
         let interrupted = self.report_xtm_one(registered);
-        let done = done.and_then(|()| self.unless_interrupted(interrupted));
-        let begun = Instant::now();
-        let (memory, _) = self.next_memory(&known);
-        if let Err(error) = store.write_connectors(memory).await {
-            self.report.orchestrator_failed(&error);
-        }
-        self.stage("remember", begun);
-        done
+        done.and_then(|()| self.unless_interrupted(interrupted))
     }
 
     async fn reconcile<O: Orchestrator>(

@@ -118,8 +118,8 @@ impl PlatformError {
         match self {
             Self::Transport { source, .. } => source.may_be_done(),
             Self::Status { status, .. } => matches!(status, 200..=299 | 408 | 500..=599),
-            // The platform fails like this wherever in its work the fault is.
-            Self::Refused { code, .. } => code == "INTERNAL_SERVER_ERROR",
+            // The platform has other codes as well for faults that come after the work was done.
+            Self::Refused { code, .. } => !REFUSED_BEFORE.contains(&code.as_str()),
             Self::NotProtocol { .. } | Self::Null { .. } | Self::Abandoned { .. } => true,
             Self::TokenRefused { .. }
             | Self::Forbidden { .. }
@@ -149,6 +149,9 @@ impl PlatformError {
         }
     }
 }
+
+/// The codes of errors that the platform finds before it does anything.
+const REFUSED_BEFORE: [&str; 4] = ["FUNCTIONAL_ERROR", "BAD_USER_INPUT", "VALIDATION_ERROR", "UNSUPPORTED_ERROR"];
 
 const WRONG_ADDRESS: &str = "see that P__URL is the platform itself, with its base path, and not a login page or proxy";
 

@@ -145,7 +145,7 @@ impl WireError {
         let path = self.path.as_deref().unwrap_or_default();
         let index = path.iter().position(Value::is_u64)?;
         let place = path.get(index).and_then(Value::as_u64)?;
-        let mut told = format!("connector at place {place} of the list, counted from 0");
+        let mut told = format!("entry at place {place} of the list, counted from 0");
         let fields = path.iter().skip(index + 1).map(|part| part.as_str().map_or(part.to_string(), ToOwned::to_owned));
         let fields = fields.collect::<Vec<_>>().join(".");
         if !fields.is_empty() {
@@ -188,8 +188,8 @@ mod tests {
                 {"message": "Cannot return null", "path": ["connectorsForManagers", 5, "manager_contract_configuration", 0, "key"]}]}"#,
         );
         assert_eq!(code, "FUNCTIONAL_ERROR");
-        let wanted = "Invalid manager contract snapshot (connector at place 3 of the list, counted from 0, \
-            field manager_contract_image, id c-3; connector at place 5 of the list, counted from 0, \
+        let wanted = "Invalid manager contract snapshot (entry at place 3 of the list, counted from 0, \
+            field manager_contract_image, id c-3; entry at place 5 of the list, counted from 0, \
             field manager_contract_configuration.0.key)";
         assert_eq!(message, wanted);
     }

@@ -1,7 +1,7 @@
 //! Decides whether and when a request is sent again. The caller chooses, because only it knows what sending it twice
 //! would do.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::transport::{Answer, Request, Transport, TransportError};
 use crate::stop::Stop;
@@ -12,6 +12,10 @@ const ATTEMPTS: u32 = 4;
 const BACKOFF: Duration = Duration::from_millis(200);
 /// The longest `Retry-After` that is waited for. When a server asks for more, its answer is the last.
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
+/// After this time, [`Retry::IdempotentAndPatient`] tries no more, because the pass holds its lock meanwhile.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// The longest `Retry-After` that it waits for.
+const PATIENT_RETRY_AFTER_MAX: Duration = Duration::from_secs(15);
 /// How long a request may take once the pass is over, whose last calls still report what it did.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -19,7 +23,8 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 pub(crate) enum Retry {
     /// For reads and for writes that may happen twice. They are sent again after a fault that may pass by itself.
     Idempotent,
-    /// The same, and also after a timeout. For a server that nothing else in the pass waits for.
+    /// The same, and also after a timeout, but for [`PATIENCE`] in all. For XTM One, on which the work on the connectors
+    /// does not depend.
     IdempotentAndPatient,
     /// For calls that add something. They are sent again only when the first one was certainly not carried out, because
     /// no connection was made or the server turned it away for its rate limit.
@@ -36,13 +41,25 @@ pub(crate) fn send(
     retry: Retry,
     request: &Request<'_>,
 ) -> Result<Answer, TransportError> {
-    let mut wait = BACKOFF;
-    let mut attempt = 1;
+    send_watched(transport, stop, retry, request, |_| ())
+}
+
+/// The same. `watch` sees the result of every attempt.
+pub(crate) fn send_watched(
+    transport: &Transport,
+    stop: &Stop,
+    retry: Retry,
+    request: &Request<'_>,
+    mut watch: impl FnMut(&Result<Answer, TransportError>),
+) -> Result<Answer, TransportError> {
+    let begun = Instant::now();
+    let (mut wait, mut attempt) = (BACKOFF, 1);
     loop {
         let timeout = request.timeout.min(stop.remaining().max(LAST_WORDS));
         let result = transport.send(&Request { timeout, ..*request });
+        watch(&result);
         let pause = pause(&result, wait.mul_f64(0.5 + fastrand::f64()));
-        let again = retry.again(&result) && attempt < ATTEMPTS && pause <= RETRY_AFTER_MAX;
+        let again = retry.again(&result) && attempt < ATTEMPTS && pause <= retry.longest_pause(begun.elapsed());
         if !again || !stop.sleep(pause) {
             return result;
         }
@@ -53,6 +70,14 @@ pub(crate) fn send(
 }
 
 impl Retry {
+    /// The longest pause that may come after so much time.
+    fn longest_pause(self, since_begun: Duration) -> Duration {
+        match self {
+            Self::IdempotentAndPatient => PATIENT_RETRY_AFTER_MAX.min(PATIENCE.saturating_sub(since_begun)),
+            _ => RETRY_AFTER_MAX,
+        }
+    }
+
     /// Whether the request should be sent again after this result.
     fn again(self, result: &Result<Answer, TransportError>) -> bool {
         match (self, result) {

@@ -117,7 +117,12 @@ pub enum TransportError {
     Timeout { url: String, after: Duration },
     /// The server's certificate is not trusted, or the server does not speak TLS.
     #[error("TLS with {url} failed: {why}")]
-    Tls { url: String, why: String },
+    Tls {
+        url: String,
+        why: String,
+        /// Whether it failed before the request was sent.
+        before_request: bool,
+    },
     /// The connection ended before the answer was complete.
     #[error("the answer of {url} was cut off: {why}")]
     Truncated { url: String, why: String },
@@ -128,7 +133,8 @@ impl TransportError {
     pub(crate) fn may_be_done(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Timeout { .. } | Self::Truncated { .. } => true,
-            Self::ConnectTimeout { .. } | Self::Proxy { .. } | Self::Tls { .. } => false,
+            Self::Tls { before_request, .. } => !before_request,
+            Self::ConnectTimeout { .. } | Self::Proxy { .. } => false,
         }
     }
 
@@ -215,10 +221,15 @@ impl Transport {
             }
             ureq::Error::ConnectProxyFailed(why) => TransportError::Proxy { url, why },
             ureq::Error::Timeout(_) => TransportError::Timeout { url, after },
-            ureq::Error::Rustls(error) => TransportError::Tls { url, why: error.to_string() },
-            ureq::Error::Tls(why) => TransportError::Tls { url, why: why.to_owned() },
+            ureq::Error::Rustls(error) => {
+                TransportError::Tls { url, why: error.to_string(), before_request: is_handshake(&error) }
+            }
+            ureq::Error::Tls(why) => TransportError::Tls { url, why: why.to_owned(), before_request: true },
             // An error of rustls may also be inside an I/O error.
-            ureq::Error::Io(error) if is_tls(&error) => TransportError::Tls { url, why: error.to_string() },
+            ureq::Error::Io(error) if tls(&error).is_some() => {
+                let before_request = tls(&error).is_some_and(is_handshake);
+                TransportError::Tls { url, why: error.to_string(), before_request }
+            }
             other if within_answer => TransportError::Truncated { url, why: other.to_string() },
             other => TransportError::Unreachable { url, why: other.to_string() },
         }
@@ -248,8 +259,20 @@ fn wait(text: &str, now: Timestamp) -> Option<Duration> {
     Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
 }
 
-fn is_tls(error: &std::io::Error) -> bool {
-    error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some()
+fn tls(error: &std::io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// Whether this error ends a handshake, before the request is sent.
+fn is_handshake(error: &rustls::Error) -> bool {
+    matches!(
+        error,
+        rustls::Error::InvalidCertificate(_)
+            | rustls::Error::InvalidMessage(_)
+            | rustls::Error::NoCertificatesPresented
+            | rustls::Error::UnsupportedNameType
+            | rustls::Error::PeerIncompatible(_)
+    )
 }
 
 /// The CAs to trust. `None` means only the public ones.

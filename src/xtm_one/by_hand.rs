@@ -1,11 +1,13 @@
 //! What an operator does by hand: looks at the tokens, and takes them all back.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::XtmOneSettings;
 use super::outcome::{Status, UsersOutcome, XtmOneOutcome};
+use super::payload::Generation;
 use super::tokens::Tokens;
 use super::users::{Renewal, UserRules, select};
 use crate::access::Permit;
@@ -49,6 +51,9 @@ impl Revocation<'_> {
                 return (outcome, false);
             }
         };
+        let with_tokens = accounts.iter().filter(|account| !account.tokens.is_empty());
+        let emails: BTreeMap<UserId, String> =
+            with_tokens.map(|account| (account.id.clone(), account.email.clone())).collect();
         let all: Vec<(UserId, TokenId)> = accounts
             .into_iter()
             .flat_map(|account| account.tokens.into_iter().map(move |token| (account.id.clone(), token)))
@@ -57,8 +62,13 @@ impl Revocation<'_> {
         let Some(permit) = permit else { return (outcome, true) };
         let failed = tokens.revoke(permit, all).await;
         outcome.users.tokens_revoked -= failed.len();
-        for (user, error) in &failed {
-            self.fault(&mut outcome, &format!("a token of the user {} cannot be revoked", user.0), error);
+        let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (user, _, error) in &failed {
+            groups.entry(error.to_string()).or_default().push(emails.get(user).unwrap_or(&user.0).clone());
+        }
+        for (error, users) in groups {
+            let cure = "look into the platform's log at this time, and run the command again";
+            outcome.fault_of(&users, &format!("a token cannot be revoked: {error}"), cure);
         }
         (outcome, failed.is_empty())
     }
@@ -72,6 +82,7 @@ impl Revocation<'_> {
 pub(crate) async fn status(
     settings: Option<&XtmOneSettings>,
     platform: Arc<dyn Platform>,
+    version: &str,
     memory: &XtmOneMemory,
     concurrency: usize,
     stop: &Stop,
@@ -99,9 +110,12 @@ pub(crate) async fn status(
         Ok(accounts) => {
             let tokens: usize = accounts.iter().map(|account| account.tokens.len()).sum();
             let rules = settings.map_or(&all, |settings| &settings.users);
-            let selection = select(accounts, &memory.unsent, rules, Renewal::Missing, 0);
+            let generation = settings.map(|settings| Generation::of(settings.payload, version));
+            let renewal = if generation == Some(Generation::Intents) { Renewal::None } else { Renewal::Missing };
+            let selection = select(accounts, &memory.unsent, rules, renewal, 0);
             outcome.users = UsersOutcome::of(&selection);
             outcome.users.sent = selection.known.len();
+            outcome.users.waiting += selection.new.len();
             notices.push(format!("{tokens} tokens named XTM One are on the platform"));
         }
         Err(error) => outcome.fault(None, format!("the users cannot be listed: {error}"), error.cure().on(kind)),

@@ -2,12 +2,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use zeroize::Zeroizing;
+
 use super::ChatTokenPlace;
+use crate::log_lines;
 use crate::model::short_hash;
-use crate::orchestrator::Orchestrator;
+use crate::orchestrator::{Orchestrator, OrchestratorError};
 use crate::secret::Secret;
 use crate::stored_memory::StoredMemory;
 
@@ -34,7 +37,7 @@ pub(super) async fn keep<O: Orchestrator>(
     remembered: Option<&str>,
     store: &StoredMemory<'_, O>,
 ) -> Result<Kept, String> {
-    let fingerprint = short_hash(&format!("{place:?}\n{}", token.expose()), FINGERPRINT);
+    let fingerprint = short_hash(&Zeroizing::new(format!("{place:?}\n{}", token.expose())), FINGERPRINT);
     let kept = |what, notice| Kept { what, fingerprint: fingerprint.clone(), notice };
     match place {
         _ if remembered == Some(fingerprint.as_str()) && !matches!(place, ChatTokenPlace::File(_)) => {
@@ -49,7 +52,9 @@ pub(super) async fn keep<O: Orchestrator>(
         ChatTokenPlace::Secret(name) => {
             let (orchestrator, permit) = (store.orchestrator(), store.permit());
             let written = orchestrator.write_secret(permit, name, KEY, &token).await;
-            written.map(|()| kept("written", None)).map_err(|error| error.to_string())
+            // What refuses the Secret may quote it.
+            let why = |error: OrchestratorError| log_lines::masked(&error.to_string(), [&token]);
+            written.map(|()| kept("written", None)).map_err(why)
         }
         ChatTokenPlace::File(path) => {
             let shown = path.display().to_string();
@@ -66,7 +71,10 @@ pub(super) async fn keep<O: Orchestrator>(
 /// Writes the file when it has another content. The new one takes the place of the old one at once, so that nobody reads
 /// half a token, and only its owner may read it.
 fn write_if_changed(path: &Path, token: &Secret) -> std::io::Result<bool> {
-    if fs::read(path).is_ok_and(|content| content == token.expose().as_bytes()) {
+    // The lower six bits are the rights of all others.
+    let private = fs::metadata(path).is_ok_and(|file| file.permissions().mode().trailing_zeros() >= 6);
+    let kept = fs::read(path).map(Zeroizing::new);
+    if private && kept.is_ok_and(|content| *content == token.expose().as_bytes()) {
         return Ok(false);
     }
     let mut next = path.as_os_str().to_owned();
@@ -94,8 +102,6 @@ fn write_if_changed(path: &Path, token: &Secret) -> std::io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]
@@ -107,6 +113,8 @@ mod tests {
         assert!(write("one"));
         assert!(!write("one"), "nothing has changed");
         assert!(write("two"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(write("two"), "others could read it");
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");

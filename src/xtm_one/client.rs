@@ -47,19 +47,19 @@ pub(crate) enum XtmOneError {
     /// The answer has the status of success and is not what the protocol prescribes.
     #[error("XTM One at {url} answered with {what}")]
     NotProtocol { url: String, what: String },
+    /// A fault of this program: the request could not be written, or its task was lost.
+    #[error("the registration was abandoned: {0}")]
+    Abandoned(String),
+}
+
+/// Why a registration failed.
+pub(super) struct Unregistered {
+    pub(super) error: Box<XtmOneError>,
+    /// Whether XTM One may have taken what was sent, in any of the attempts.
+    pub(super) may_be_done: bool,
 }
 
 impl XtmOneError {
-    /// Whether XTM One may have taken what was sent, although it failed.
-    pub(crate) fn may_be_done(&self) -> bool {
-        match self {
-            Self::Transport(error) => error.may_be_done(),
-            Self::TokenRefused { .. } => false,
-            Self::Refused { status, .. } => matches!(status, 408 | 500..=599),
-            Self::NotProtocol { .. } => true,
-        }
-    }
-
     /// The wait that XTM One asks for.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -93,6 +93,7 @@ impl XtmOneError {
             }
             Self::Refused { status: 429, .. } => "let fewer platforms register at a time",
             Self::Refused { .. } => LOG,
+            Self::Abandoned(_) => "report it, with the log",
         }
     }
 }
@@ -143,7 +144,7 @@ impl XtmOne {
 
     /// Registers a platform. `secrets` are those in the body, which are masked in the answer. Sending the same
     /// registration twice does no harm, so it is repeated as long as the pass allows.
-    pub(super) fn register(&self, body: &Zeroizing<Vec<u8>>, secrets: &[&Secret]) -> Result<Registered, XtmOneError> {
+    pub(super) fn register(&self, body: &Zeroizing<Vec<u8>>, secrets: &[&Secret]) -> Result<Registered, Unregistered> {
         let request = Request {
             method: Method::Post,
             path: REGISTER,
@@ -152,8 +153,19 @@ impl XtmOne {
             authorized: true,
             timeout: self.timeout,
         };
-        let answer = retry::send(&self.transport, &self.stop, Retry::IdempotentAndPatient, &request)?;
-        if answer.is_success() { self.registered(&answer) } else { Err(self.refused(&answer, secrets)) }
+        let mut may_be_done = false;
+        let sent = retry::send_watched(&self.transport, &self.stop, Retry::IdempotentAndPatient, &request, |result| {
+            may_be_done |= match result {
+                Ok(answer) => matches!(answer.status, 200..=299 | 408 | 500..=599),
+                Err(error) => error.may_be_done(),
+            };
+        });
+        let registered = match sent {
+            Ok(answer) if answer.is_success() => self.registered(&answer, secrets),
+            Ok(answer) => Err(self.refused(&answer, secrets)),
+            Err(error) => Err(error.into()),
+        };
+        registered.map_err(|error| Unregistered { error: Box::new(error), may_be_done })
     }
 
     /// Asks for the metadata, which needs no token and changes nothing.
@@ -172,16 +184,22 @@ impl XtmOne {
             200..=299 => {
                 let value: Option<Value> = serde_json::from_str(&answer.body).ok();
                 let issuer = value.as_ref().and_then(|value| value.get("issuer")?.as_str());
-                let issuer = issuer.map(|issuer| Probe::Issuer(answer::excerpt(issuer)));
+                let issuer = issuer.map(|issuer| Probe::Issuer(shown(issuer, &[])));
                 issuer.ok_or_else(|| self.not_protocol(&answer, "metadata without an issuer"))
             }
-            _ => Err(self.refused(&answer, &[])),
+            // No token was sent, so none was refused.
+            status => Err(XtmOneError::Refused {
+                url: self.url.clone(),
+                status,
+                message: shown(&message(&answer), &[]),
+                retry_after: answer.retry_after,
+            }),
         }
     }
 
     /// Reads the answer of any generation. Fields that are missing or of another type are unknown, but without a status
     /// it is not XTM One that answered.
-    fn registered(&self, answer: &Answer) -> Result<Registered, XtmOneError> {
+    fn registered(&self, answer: &Answer, secrets: &[&Secret]) -> Result<Registered, XtmOneError> {
         let Ok(Value::Object(mut fields)) = serde_json::from_str(&answer.body) else {
             return Err(self.not_protocol(answer, "something else than a JSON object"));
         };
@@ -193,11 +211,11 @@ impl XtmOne {
             return Err(self.not_protocol(answer, "JSON that has no status"));
         };
         Ok(Registered {
-            status: answer::excerpt(status).chars().take(STATUS_MAX).collect(),
+            status: shown(status, secrets).chars().take(STATUS_MAX).collect(),
             ee_enabled: fields.get("ee_enabled").and_then(Value::as_bool),
             user_integrations: fields.get("user_integrations").and_then(Value::as_u64),
             intents: fields.get("intent_catalog").and_then(Value::as_array).map(Vec::len),
-            version: fields.get("version").and_then(Value::as_str).map(answer::excerpt),
+            version: fields.get("version").and_then(Value::as_str).map(|version| shown(version, secrets)),
             chat_web_token,
         })
     }
@@ -213,7 +231,7 @@ impl XtmOne {
 
     fn refused(&self, answer: &Answer, secrets: &[&Secret]) -> XtmOneError {
         let message = match answer.status {
-            300..=399 => format!("it redirects to {}", answer::excerpt(&answer.location)),
+            300..=399 => format!("it redirects to {}", shown(&answer.location, secrets)),
             _ => shown(&message(answer), secrets),
         };
         let (url, status) = (self.url.clone(), answer.status);

@@ -128,6 +128,19 @@ impl XtmOneOutcome {
         self.faults.push(XtmOneFault { user: user.map(str::to_owned), error, cure: cure.into() });
     }
 
+    /// Adds a fault of several users, who are named as far as there is room.
+    pub(super) fn fault_of(&mut self, users: &[String], error: &str, cure: &str) {
+        match users {
+            [user] => self.fault(Some(user), error.to_owned(), cure),
+            users => {
+                let named = users.iter().take(NAMED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+                let more = users.len().saturating_sub(NAMED_MAX);
+                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                self.fault(None, format!("{error} (users {named}{more})"), cure);
+            }
+        }
+    }
+
     /// Whether tokens would be made or revoked.
     pub(crate) fn has_changes(&self) -> bool {
         self.status == Status::Planned && self.users.tokens_made + self.users.tokens_revoked > 0

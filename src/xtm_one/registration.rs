@@ -1,35 +1,41 @@
 //! The order of a registration.
 //!
 //! A key is known only to the answer that made its token, and has to arrive at XTM One. So the ids of the users who are
-//! to get tokens are written to the memory first, then the tokens are made, then XTM One is told, and only when it has
+//! to get tokens are written to the memory first, then the tokens are made, then XTM One is told, and when it has
 //! acknowledged them, the ids are cleared. A pass that finds ids there revokes those tokens, for nobody can know whether
-//! their keys arrived, and makes others.
+//! their keys arrived, and makes others. Tokens that were replaced are revoked last, and noted until then.
+
+mod ready;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::XtmOneSettings;
 use super::chat_token;
-use super::client::{Registered, XtmOne, XtmOneError};
-use super::outcome::{Status, UsersOutcome, XtmOneOutcome};
-use super::payload::{Generation, Key, Payload, User};
+use super::client::{Registered, Unregistered, XtmOne, XtmOneError};
+use super::outcome::{Status, XtmOneOutcome};
+use super::payload::{Key, Payload, User};
 use super::tokens::{Made, Tokens};
-use super::users::{Renewal, Selection, select};
+use super::users::Selection;
 use crate::memory::{FailedRegistrations, XtmOneMemory};
-use crate::model::{TokenId, UserId};
+use crate::model::{TokenId, UserId, short_hash};
 use crate::orchestrator::Orchestrator;
-use crate::platform::{Account, Platform, PlatformError, Profile};
+use crate::platform::{Account, Platform, PlatformError};
 use crate::secret::Secret;
 use crate::stop::Stop;
 use crate::stored_memory::StoredMemory;
+use ready::Ready;
 
-/// The largest number of tokens that a rotation makes at once. So many ids fit into the memory on every orchestrator.
-const ROTATED_MAX: usize = 5000;
-/// How long before its end a licence is mentioned.
-const LICENCE_ENDS_SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// How many tokens a rotation replaces before it tells XTM One. When it is killed, so many users at most have to get
+/// another key.
+const ROTATED_AT_ONCE: usize = 500;
+/// How long the last request may take once the pass has to stop.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 const TOKEN_CURE: &str = "look into the platform's log at this time; the next pass tries again";
+const INTERRUPTED: &str = "the pass had to stop before XTM One had acknowledged the registration";
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,35 +64,35 @@ struct Draft {
     notices: Vec<String>,
 }
 
-/// Everything that is decided before the first write.
-struct Ready {
-    profile: Profile,
-    generation: Generation,
-    selection: Selection,
-    /// Whether the users are known.
-    listed: bool,
+/// What came of telling XTM One.
+enum Sent {
+    Registered(Registered),
+    Failed(Unregistered),
+    /// The pass had to stop, so it is unknown what came of it.
+    Unknown,
 }
 
 impl Registrar<'_> {
     /// Reports what [`Self::register`] would do, and does nothing of it.
     pub(crate) async fn foresee(&self, memory: &XtmOneMemory, wanted: Wanted<'_>) -> (XtmOneOutcome, Vec<String>) {
         let mut draft = self.draft(memory);
-        if let Some(ready) = self.prepare(wanted, &mut draft).await {
+        if let Some(ready) = self.prepare(wanted, &BTreeSet::new(), usize::MAX, &mut draft).await {
             let Selection { known, new, lost, .. } = &ready.selection;
             let known = known.iter().map(|account| user(account, Key::Known));
             let users: Vec<_> = known.chain(new.iter().map(|account| user(account, Key::ToMake))).collect();
+            let replaced: usize = new.iter().map(|account| account.tokens.len()).sum();
             let outcome = &mut draft.outcome;
             outcome.status = Status::Planned;
             outcome.users.sent = users.len();
             outcome.users.tokens_made = new.len();
-            outcome.users.tokens_revoked = lost.len() + new.iter().map(|account| account.tokens.len()).sum::<usize>();
+            outcome.users.tokens_revoked = lost.len() + replaced + draft.memory.replaced.len();
             outcome.users.name_to_make(new.iter().map(|account| account.email.as_str()));
             outcome.planned = Some(self.payload(&ready, users).shown());
         }
         (draft.outcome, draft.notices)
     }
 
-    /// Registers. Whatever fails is in the outcome.
+    /// Registers. Whatever fails is in the outcome. A rotation registers as often as it takes to replace all tokens.
     pub(crate) async fn register<O: Orchestrator>(
         &self,
         store: &StoredMemory<'_, O>,
@@ -94,11 +100,19 @@ impl Registrar<'_> {
         wanted: Wanted<'_>,
     ) -> (XtmOneOutcome, Vec<String>) {
         let mut draft = self.draft(memory);
-        if let Some(ready) = self.prepare(wanted, &mut draft).await {
-            self.carry_out(store, memory, ready, &mut draft).await;
-        } else if draft.memory != *memory {
-            self.write(store, &mut draft).await;
+        let mut done = BTreeSet::new();
+        while let Some(ready) = self.prepare(wanted, &done, ROTATED_AT_ONCE, &mut draft).await {
+            done.extend(ready.selection.new.iter().map(|account| account.id.clone()));
+            let goes_on = wanted != Wanted::Heartbeat && ready.selection.waiting > 0;
+            self.carry_out(store, ready, &mut draft).await;
+            if !goes_on || draft.outcome.status != Status::Registered {
+                break;
+            }
         }
+        if draft.outcome.status == Status::LeftAlone && !draft.memory.unsent.is_empty() {
+            self.revoke_unsent(store, &mut draft).await;
+        }
+        self.write(store, &mut draft).await;
         (draft.outcome, draft.notices)
     }
 
@@ -107,218 +121,145 @@ impl Registrar<'_> {
         Draft { memory: memory.clone(), outcome, notices: vec![] }
     }
 
-    /// Decides what is to be done, with reads alone. `None` when nothing is.
-    async fn prepare(&self, wanted: Wanted<'_>, draft: &mut Draft) -> Option<Ready> {
-        let now = Timestamp::now();
-        let failed = draft.memory.failed.as_ref().filter(|_| wanted == Wanted::Heartbeat);
-        if let Some(failed) = failed
-            && let Some(until) = failed.holds_until(&self.settings.fingerprint(), now)
-        {
-            let error =
-                format!("{} passes in a row could not register; the next attempt is due at {until:.0}", failed.times);
-            draft.outcome.status = Status::HeldOff;
-            draft.outcome.next_attempt = Some(until);
-            draft.outcome.fault(
-                None,
-                error,
-                "see the report of the last pass that tried, or change the settings to try at once",
-            );
-            return None;
-        }
-        let version = self.version.to_owned();
-        let profile = match self.ask(move |platform| platform.profile(&version)).await {
-            Ok(profile) => profile,
-            Err(error) => {
-                self.platform_fault(
-                    draft,
-                    &format!("without the platform's settings there is no registration: {error}"),
-                    &error,
-                );
-                return None;
-            }
-        };
-        if let Some(itself) = profile.registers_itself.filter(|_| !self.settings.force) {
-            draft.outcome.status = Status::LeftAlone;
-            draft
-                .notices
-                .push(format!("not registered with XTM One: {itself}; XTM__FORCE=true registers it all the same"));
-            return None;
-        }
-        self.look_at_licence(now, draft);
-        let generation = Generation::of(self.settings.payload, self.version);
-        draft.outcome.payload = Some(generation);
-        let renewal = match (generation, wanted) {
-            (Generation::Intents, Wanted::Heartbeat) => Renewal::None,
-            (Generation::Users, Wanted::Heartbeat) => Renewal::Missing,
-            (Generation::Users, Wanted::Rotation(user)) => Renewal::Existing(user),
-            (Generation::Intents, Wanted::Rotation(_)) => {
-                let error = "there is nothing to rotate: this generation of the registration holds no keys".to_owned();
-                draft.outcome.fault(None, error, "set XTM__PAYLOAD=users if XTM One still takes them");
-                return None;
-            }
-        };
-        let accounts = self.accounts(renewal, wanted, draft).await;
-        let listed = accounts.is_some();
-        if !listed && wanted != Wanted::Heartbeat {
-            return None;
-        }
-        let bound = if wanted == Wanted::Heartbeat { self.settings.max_new_tokens } else { ROTATED_MAX };
-        let accounts = accounts.unwrap_or_default();
-        let selection = select(accounts, &draft.memory.unsent, &self.settings.users, renewal, bound);
-        if let Wanted::Rotation(Some(email)) = wanted
-            && selection.new.is_empty()
-        {
-            let error = format!("no user who may have a key has the address {email}");
-            draft.outcome.fault(None, error, "see the address on the platform, and XTM__USERS_INCLUDE and _EXCLUDE");
-            return None;
-        }
-        draft.outcome.users = UsersOutcome::of(&selection);
-        Some(Ready { profile, generation, selection, listed })
-    }
-
-    /// The users of the platform. `None` when they are not needed or cannot be had.
-    async fn accounts(&self, renewal: Renewal<'_>, wanted: Wanted<'_>, draft: &mut Draft) -> Option<Vec<Account>> {
-        self.platform.accounts()?;
-        let told = draft.memory.told_tokenless.as_deref() == Some(self.version);
-        let needed = renewal != Renewal::None && !(told && wanted == Wanted::Heartbeat);
-        if !needed && draft.memory.unsent.is_empty() {
-            return None;
-        }
-        match self.tokens().list().await {
-            Ok(accounts) => Some(accounts),
-            Err(PlatformError::NotSupported { .. }) => {
-                if !told || wanted != Wanted::Heartbeat {
-                    draft.notices.push(format!(
-                        "{} {} has no tokens with names, which XTM One's keys need: it is registered without users until it is upgraded",
-                        self.platform.kind().title(),
-                        self.version
-                    ));
-                }
-                draft.memory.told_tokenless = Some(self.version.to_owned());
-                None
-            }
-            Err(error) => {
-                self.platform_fault(
-                    draft,
-                    &format!("registered without users, because they cannot be listed: {error}"),
-                    &error,
-                );
-                None
-            }
-        }
-    }
-
-    fn look_at_licence(&self, now: Timestamp, draft: &mut Draft) {
-        let Some(licence) = &self.settings.licence else { return };
-        if licence.expires <= now {
-            draft.notices.push(format!("the licence in XTM__LICENSE_PEM expired at {:.0}", licence.expires));
-        } else if licence.expires.duration_since(now) < LICENCE_ENDS_SOON {
-            draft.notices.push(format!("the licence in XTM__LICENSE_PEM expires at {:.0}", licence.expires));
-        }
-        draft.outcome.licence_expires = Some(licence.clone());
-    }
-
-    async fn carry_out<O: Orchestrator>(
-        &self,
-        store: &StoredMemory<'_, O>,
-        before: &XtmOneMemory,
-        mut ready: Ready,
-        draft: &mut Draft,
-    ) {
-        let noted = before.unsent.iter().cloned().chain(ready.selection.new.iter().map(|account| account.id.clone()));
-        draft.memory.unsent = noted.collect();
-        if draft.memory.unsent != before.unsent && !self.write(store, draft).await {
-            // Without the note no token may be made.
-            draft.memory.unsent.clone_from(&before.unsent);
-            let kept = std::mem::take(&mut ready.selection.new);
-            ready.selection.waiting += kept.len();
-            ready.selection.known.extend(kept.into_iter().filter(|account| !account.tokens.is_empty()));
-        }
-        // From here on, these are the users about whose keys nobody knows.
-        let mut unsent = if ready.listed { BTreeSet::new() } else { before.unsent.clone() };
-        let permit = store.permit();
-        let lost = std::mem::take(&mut ready.selection.lost);
-        let lost_count = lost.len();
-        let failed = self.tokens().revoke(permit, lost).await;
-        draft.outcome.users.tokens_revoked += lost_count - failed.len();
-        for (id, error) in failed {
-            draft.outcome.fault(
-                None,
-                format!("a token whose key never arrived cannot be revoked: {error}"),
-                TOKEN_CURE,
-            );
-            ready.selection.new.retain(|account| account.id != id);
-            unsent.insert(id);
-        }
-        let new = std::mem::take(&mut ready.selection.new);
-        let made = self.tokens().make(permit, &new).await;
-        self.report_made(&made, &new, draft);
-        draft.outcome.users.waiting = ready.selection.waiting;
-        unsent.extend(made.unknown.iter().cloned());
+    async fn carry_out<O: Orchestrator>(&self, store: &StoredMemory<'_, O>, mut ready: Ready, draft: &mut Draft) {
         if self.stop.cause().is_some() {
-            draft.outcome.status = Status::Interrupted;
-            let error = "the pass had to stop before XTM One was told".to_owned();
-            draft.outcome.fault(None, error, "the next pass revokes the tokens that this one made, and makes others");
-            return;
+            return interrupted(draft);
         }
-        let result = self.send(&ready, &new, &made, draft).await;
-        let tokens = |id: &UserId| made.tokens.get(id).map(|token| (id.clone(), token.id.clone()));
-        match result {
-            Ok(registered) => {
-                let replaced = new.iter().filter(|account| made.tokens.contains_key(&account.id));
+        self.note(store, &mut ready.selection, draft).await;
+        let unsent = self.revoke_leftovers(store, &mut ready, draft).await;
+        let new = std::mem::take(&mut ready.selection.new);
+        let made = self.tokens().make(store.permit(), &new).await;
+        self.report_made(&made, &ready, draft);
+        draft.outcome.users.waiting = ready.selection.waiting;
+        // The users about whose keys nobody knows, whatever comes of the rest.
+        draft.memory.unsent = unsent.into_iter().chain(made.unknown.iter().cloned()).collect();
+        let sent = match self.stop.cause() {
+            Some(_) => Sent::Unknown,
+            None => self.send(&ready, &new, &made, draft).await,
+        };
+        match sent {
+            Sent::Unknown => {
+                draft.memory.unsent.extend(made.tokens.keys().cloned());
+                interrupted(draft);
+            }
+            Sent::Registered(registered) => {
+                let of_made = new.iter().filter(|account| made.tokens.contains_key(&account.id));
                 let replaced =
-                    replaced.flat_map(|account| account.tokens.iter().map(|token| (account.id.clone(), token.clone())));
-                unsent.extend(self.revoke(store, replaced.collect(), "a token that was replaced", draft).await);
+                    of_made.flat_map(|account| account.tokens.iter().map(|token| (account.id.clone(), token.clone())));
+                draft.memory.replaced.extend(replaced);
                 draft.memory.failed = None;
-                draft.memory.unsent = unsent;
                 // The keys have arrived, so the note is cleared before anything else can go wrong.
-                if draft.memory != *before || !new.is_empty() {
-                    self.write(store, draft).await;
-                }
+                self.write(store, draft).await;
+                self.revoke_replaced(store, &ready, draft).await;
                 self.registered(store, registered, draft).await;
             }
-            Err(error) => {
-                let own = new.iter().filter_map(|account| tokens(&account.id)).collect();
-                unsent.extend(self.revoke(store, own, "a token whose key did not arrive", draft).await);
-                if error.may_be_done() {
-                    // XTM One may have replaced a key that worked by one that is revoked now.
-                    unsent.extend(
-                        new.iter().filter(|account| !account.tokens.is_empty()).map(|account| account.id.clone()),
-                    );
+            Sent::Failed(Unregistered { error, may_be_done }) => {
+                let own: Vec<_> = made.tokens.iter().map(|(user, token)| (user.clone(), token.id.clone())).collect();
+                let left = self.revoke(store, own, "a token whose key did not arrive", &ready, draft).await;
+                draft.memory.unsent.extend(left.into_iter().map(|(user, _)| user));
+                if may_be_done {
+                    // XTM One may have replaced a key that works by one that is revoked now.
+                    let rotated = new.iter().filter(|account| !account.tokens.is_empty());
+                    draft.memory.unsent.extend(rotated.map(|account| account.id.clone()));
                 }
-                draft.memory.unsent = unsent;
                 self.failed(&error, draft);
-                self.write(store, draft).await;
             }
         }
     }
 
-    fn report_made(&self, made: &Made, new: &[Account], draft: &mut Draft) {
-        let emails: BTreeMap<&UserId, &str> = new.iter().map(|account| (&account.id, account.email.as_str())).collect();
-        let users = &mut draft.outcome.users;
-        users.tokens_made = made.tokens.len();
-        users.tokens_revoked += made.revoked;
-        for (id, error) in &made.failed {
-            let email = emails.get(id).copied();
-            draft.outcome.fault(
-                email,
-                format!("no token could be made: {error}"),
-                error.cure().on(self.platform.kind()),
-            );
+    /// Writes down whose tokens are about to be made. Where that fails, none is made.
+    async fn note<O: Orchestrator>(&self, store: &StoredMemory<'_, O>, selection: &mut Selection, draft: &mut Draft) {
+        if selection.new.is_empty() {
+            return;
         }
-        if made.ended_early && !made.failed.is_empty() {
-            draft.notices.push("no more tokens are tried, because it would be the same for every user".to_owned());
+        let before = draft.memory.unsent.clone();
+        draft.memory.unsent.extend(selection.new.iter().map(|account| account.id.clone()));
+        if self.write(store, draft).await {
+            return;
         }
+        draft.memory.unsent = before;
+        let kept = std::mem::take(&mut selection.new);
+        selection.waiting += kept.len();
+        selection.known.extend(kept.into_iter().filter(|account| !account.tokens.is_empty()));
+    }
+
+    /// Revokes what earlier passes left: tokens whose keys may never have arrived, and tokens that were replaced. Returns
+    /// the users of whom some are left. They get no new token now.
+    async fn revoke_leftovers<O: Orchestrator>(
+        &self,
+        store: &StoredMemory<'_, O>,
+        ready: &mut Ready,
+        draft: &mut Draft,
+    ) -> BTreeSet<UserId> {
+        self.revoke_replaced(store, ready, draft).await;
+        if !ready.listed {
+            return draft.memory.unsent.clone();
+        }
+        let lost = std::mem::take(&mut ready.selection.lost);
+        let left = self.revoke(store, lost, "a token whose key may never have arrived", ready, draft).await;
+        let left: BTreeSet<UserId> = left.into_iter().map(|(user, _)| user).collect();
+        ready.selection.new.retain(|account| !left.contains(&account.id));
+        left
+    }
+
+    async fn revoke_replaced<O: Orchestrator>(&self, store: &StoredMemory<'_, O>, ready: &Ready, draft: &mut Draft) {
+        let replaced: Vec<_> = std::mem::take(&mut draft.memory.replaced).into_iter().collect();
+        let left = self.revoke(store, replaced, "a token that was replaced", ready, draft).await;
+        draft.memory.replaced = left.into_iter().collect();
+    }
+
+    /// Revokes tokens whose keys may never have arrived, without making others.
+    async fn revoke_unsent<O: Orchestrator>(&self, store: &StoredMemory<'_, O>, draft: &mut Draft) {
+        let accounts = match self.tokens().list().await {
+            Ok(accounts) => accounts,
+            Err(error) => {
+                let what = format!("tokens whose keys may never have arrived cannot be looked for: {error}");
+                return self.platform_fault(draft, what, &error);
+            }
+        };
+        let theirs = accounts.into_iter().filter(|account| draft.memory.unsent.contains(&account.id));
+        let tokens =
+            theirs.flat_map(|account| account.tokens.into_iter().map(move |token| (account.id.clone(), token)));
+        let tokens: Vec<_> = tokens.collect();
+        let count = tokens.len();
+        let left = self.tokens().revoke(store.permit(), tokens).await;
+        draft.outcome.users.tokens_revoked += count - left.len();
+        draft.memory.unsent = left.iter().map(|(user, _, _)| user.clone()).collect();
+        for (user, _, error) in left {
+            let what = format!("a token whose key may never have arrived cannot be revoked: {error} (user {})", user.0);
+            draft.outcome.fault(None, what, TOKEN_CURE);
+        }
+    }
+
+    fn report_made(&self, made: &Made, ready: &Ready, draft: &mut Draft) {
+        draft.outcome.users.tokens_made += made.tokens.len();
+        draft.outcome.users.tokens_revoked += made.revoked;
+        let failed = made.failed.iter().map(|(user, error)| (user, error));
+        for (error, (users, cure)) in self.grouped(failed, ready) {
+            draft.outcome.fault_of(&users, &format!("no token could be made: {error}"), &cure);
+        }
+        if made.ended_early && !made.failed.is_empty() && self.stop.cause().is_none() {
+            draft.notices.push("no more tokens were tried, because others would have failed as well".to_owned());
+        }
+    }
+
+    /// The users of each error, by its text, and its cure.
+    fn grouped<'b>(
+        &self,
+        failed: impl Iterator<Item = (&'b UserId, &'b PlatformError)>,
+        ready: &Ready,
+    ) -> BTreeMap<String, (Vec<String>, String)> {
+        let mut groups = BTreeMap::new();
+        for (user, error) in failed {
+            let cure = || (Vec::new(), error.cure().on(self.platform.kind()));
+            let (users, _) = groups.entry(error.to_string()).or_insert_with(cure);
+            users.push(ready.addresses.get(user).unwrap_or(&user.0).clone());
+        }
+        groups
     }
 
     /// Sends the registration. Users for whom no token was made are left out, unless an earlier one of theirs works.
-    async fn send(
-        &self,
-        ready: &Ready,
-        new: &[Account],
-        made: &Made,
-        draft: &mut Draft,
-    ) -> Result<Registered, XtmOneError> {
+    async fn send(&self, ready: &Ready, new: &[Account], made: &Made, draft: &mut Draft) -> Sent {
         let known = ready.selection.known.iter().map(|account| user(account, Key::Known));
         let new = new.iter().filter_map(|account| match made.tokens.get(&account.id) {
             Some(token) => Some(user(account, Key::New(&token.key))),
@@ -327,17 +268,36 @@ impl Registrar<'_> {
         let users: Vec<_> = known.chain(new).collect();
         draft.outcome.users.sent = users.len();
         let payload = self.payload(ready, users);
-        let url = || self.settings.endpoint.url.clone();
-        let abandoned = |what: String| XtmOneError::NotProtocol { url: url(), what };
-        let body = payload.body().map_err(|error| abandoned(format!("no request: it cannot be written: {error}")))?;
+        let abandoned =
+            |why: String, may_be_done| Unregistered { error: Box::new(XtmOneError::Abandoned(why)), may_be_done };
+        let body = match payload.body() {
+            Ok(body) => body,
+            Err(error) => return Sent::Failed(abandoned(error.to_string(), false)),
+        };
         let secrets: Vec<Secret> = payload.secrets().into_iter().cloned().collect();
         let client = XtmOne::new(self.settings, self.stop.clone());
         let sending = tokio::task::spawn_blocking(move || client.register(&body, &secrets.iter().collect::<Vec<_>>()));
-        sending.await.unwrap_or_else(|panic| Err(abandoned(format!("a lost request: {panic}"))))
+        let stopped = async {
+            self.stop.stopped().await;
+            tokio::time::sleep(LAST_WORDS).await;
+        };
+        let sent = tokio::select! {
+            biased;
+            sent = sending => sent,
+            () = stopped => return Sent::Unknown,
+        };
+        match sent {
+            Ok(Ok(registered)) => Sent::Registered(registered),
+            // It was cut short, which is no failure of XTM One.
+            Ok(Err(_)) if self.stop.cause().is_some() => Sent::Unknown,
+            Ok(Err(failed)) => Sent::Failed(failed),
+            Err(panic) => Sent::Failed(abandoned(panic.to_string(), true)),
+        }
     }
 
     async fn registered<O: Orchestrator>(&self, store: &StoredMemory<'_, O>, answer: Registered, draft: &mut Draft) {
         let Registered { status, ee_enabled, user_integrations, intents, version, chat_web_token } = answer;
+        self.compare_integrations(user_integrations, draft);
         let outcome = &mut draft.outcome;
         outcome.status = Status::Registered;
         outcome.answered = Some(status);
@@ -350,19 +310,29 @@ impl Registrar<'_> {
             Ok(kept) => {
                 outcome.chat_web_token = Some(kept.what);
                 draft.notices.extend(kept.notice);
-                if remembered != Some(kept.fingerprint.as_str()) {
-                    draft.memory.chat_token = Some(kept.fingerprint);
-                    self.write(store, draft).await;
-                }
+                draft.memory.chat_token = Some(kept.fingerprint);
             }
             Err(why) => {
                 outcome.chat_web_token = Some("not kept");
-                outcome.fault(
-                    None,
-                    why,
-                    "see XTM__CHAT_WEB_TOKEN_SECRET and XTM__CHAT_WEB_TOKEN_FILE; the next pass tries again",
-                );
+                let cure = "see XTM__CHAT_WEB_TOKEN_SECRET and XTM__CHAT_WEB_TOKEN_FILE; the next pass tries again";
+                outcome.fault(None, why, cure);
             }
+        }
+    }
+
+    /// Mentions when XTM One cannot have the keys of all users, because it is another one or has lost some.
+    fn compare_integrations(&self, integrations: Option<u64>, draft: &mut Draft) {
+        let address = short_hash(&self.settings.endpoint.url, 4);
+        let earlier = draft.memory.registered_at.replace(address);
+        let is_another = earlier.is_some() && earlier != draft.memory.registered_at;
+        let sent = u64::try_from(draft.outcome.users.sent).unwrap_or(u64::MAX);
+        let lacks = integrations.is_some_and(|count| count < sent);
+        let keys_of_before = draft.outcome.users.sent > draft.outcome.users.tokens_made;
+        if (is_another && keys_of_before) || lacks {
+            draft.notices.push(
+                "this XTM One may lack keys of users that an earlier one got: `xtm-one rotate` gives every user a new one"
+                    .to_owned(),
+            );
         }
     }
 
@@ -376,28 +346,25 @@ impl Registrar<'_> {
         draft.memory.failed = Some(failed);
     }
 
-    /// Revokes tokens and reports those that cannot be revoked. Returns their users.
-    async fn revoke<O>(
+    /// Revokes tokens, and reports and returns those that cannot be revoked.
+    async fn revoke<O: Orchestrator>(
         &self,
         store: &StoredMemory<'_, O>,
         tokens: Vec<(UserId, TokenId)>,
         what: &str,
+        ready: &Ready,
         draft: &mut Draft,
-    ) -> Vec<UserId>
-    where
-        O: Orchestrator,
-    {
+    ) -> Vec<(UserId, TokenId)> {
         let count = tokens.len();
         let failed = self.tokens().revoke(store.permit(), tokens).await;
         draft.outcome.users.tokens_revoked += count - failed.len();
-        let user = |(id, error): (UserId, PlatformError)| {
-            draft.outcome.fault(None, format!("{what} cannot be revoked: {error}"), TOKEN_CURE);
-            id
-        };
-        failed.into_iter().map(user).collect()
+        for (error, (users, _)) in self.grouped(failed.iter().map(|(user, _, error)| (user, error)), ready) {
+            draft.outcome.fault_of(&users, &format!("{what} cannot be revoked: {error}"), TOKEN_CURE);
+        }
+        failed.into_iter().map(|(user, token, _)| (user, token)).collect()
     }
 
-    /// Writes the memory, and reports when that fails.
+    /// Writes the memory, and reports when that fails. Writes nothing when it is stored like this.
     async fn write<O: Orchestrator>(&self, store: &StoredMemory<'_, O>, draft: &mut Draft) -> bool {
         match store.write_xtm_one(draft.memory.clone()).await {
             Ok(()) => true,
@@ -420,8 +387,8 @@ impl Registrar<'_> {
         }
     }
 
-    fn platform_fault(&self, draft: &mut Draft, what: &str, error: &PlatformError) {
-        draft.outcome.fault(None, what.to_owned(), error.cure().on(self.platform.kind()));
+    fn platform_fault(&self, draft: &mut Draft, what: String, error: &PlatformError) {
+        draft.outcome.fault(None, what, error.cure().on(self.platform.kind()));
     }
 
     fn tokens(&self) -> Tokens {
@@ -434,10 +401,15 @@ impl Registrar<'_> {
     ) -> Result<T, PlatformError> {
         let platform = Arc::clone(&self.platform);
         let asked = tokio::task::spawn_blocking(move || call(platform.as_ref()));
-        let lost =
-            |panic: tokio::task::JoinError| PlatformError::Abandoned { operation: "settings", why: panic.to_string() };
-        asked.await.unwrap_or_else(|panic| Err(lost(panic)))
+        let lost = |why: String| PlatformError::Abandoned { operation: "settings", why };
+        asked.await.unwrap_or_else(|panic| Err(lost(panic.to_string())))
     }
+}
+
+fn interrupted(draft: &mut Draft) {
+    draft.outcome.status = Status::Interrupted;
+    let cure = "the next pass goes on; it revokes tokens whose keys may not have arrived, and makes others";
+    draft.outcome.fault(None, INTERRUPTED.to_owned(), cure);
 }
 
 fn user<'a>(account: &'a Account, key: Key<'a>) -> User<'a> {

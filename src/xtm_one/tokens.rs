@@ -12,8 +12,12 @@ use futures_util::stream;
 
 use crate::access::Permit;
 use crate::model::{TokenId, UserId};
+use crate::platform::transport::TransportError;
 use crate::platform::{Account, Accounts, NewToken, Platform, PlatformError};
 use crate::stop::Stop;
+
+/// After so many failures in a row, no more tokens are tried.
+const FAILURES_MAX: u32 = 10;
 
 /// The platform's users and tokens, asked for on threads that may block.
 pub(super) struct Tokens {
@@ -22,6 +26,9 @@ pub(super) struct Tokens {
     pub(super) concurrency: usize,
     pub(super) stop: Stop,
 }
+
+/// A token that could not be revoked, and why.
+pub(super) type Unrevoked = (UserId, TokenId, PlatformError);
 
 /// What making tokens came to.
 #[derive(Default)]
@@ -42,13 +49,16 @@ impl Tokens {
         let (mut accounts, mut seen) = (Vec::new(), BTreeSet::new());
         let mut after: Option<String> = None;
         loop {
-            let asked = after.clone();
+            self.go_on()?;
+            let (before, asked) = (accounts.len(), after.clone());
             let page = self.ask(move |accounts| accounts.page(asked.as_deref())).await?;
             accounts.extend(page.accounts.into_iter().filter(|account| seen.insert(account.id.clone())));
             match page.next {
-                // A platform that gives the same place again would be asked for ever.
-                Some(next) if after.as_ref() != Some(&next) && !next.is_empty() => after = Some(next),
-                Some(_) => return Err(lost("the platform gives no end of the list of users")),
+                // A platform that gives the same users again and again would be asked for ever.
+                Some(_) if accounts.len() == before => {
+                    return Err(abandoned("a page of the list of users has nobody new, and yet there are more"));
+                }
+                next @ Some(_) => after = next,
                 None => return Ok(accounts),
             }
         }
@@ -61,7 +71,14 @@ impl Tokens {
         if made.unknown.is_empty() || made.ended_early {
             return made;
         }
-        let lost: Vec<&Account> = users.iter().filter(|user| made.unknown.contains(&user.id)).collect();
+        // A token whose request timed out may appear later than it is looked for. The next pass looks again.
+        let late: BTreeSet<&UserId> =
+            made.failed.iter().filter(|(_, error)| is_timeout(error)).map(|(id, _)| id).collect();
+        let is_lost = |user: &&Account| made.unknown.contains(&user.id) && !late.contains(&user.id);
+        let lost: Vec<&Account> = users.iter().filter(is_lost).collect();
+        if lost.is_empty() {
+            return made;
+        }
         match self.revoke_unknown(permit, &lost, &mut made).await {
             Ok(clean) => {
                 let again: Vec<&Account> = lost.into_iter().filter(|user| clean.contains(&user.id)).collect();
@@ -74,7 +91,7 @@ impl Tokens {
     }
 
     async fn make_once(&self, permit: Permit, users: Vec<&Account>, made: &mut Made) {
-        let ended = AtomicBool::new(false);
+        let (ended, mut failures) = (AtomicBool::new(false), 0);
         let mut making = stream::iter(users)
             .map(|user| (user, &ended))
             .map(|(user, ended)| async move {
@@ -89,6 +106,7 @@ impl Tokens {
             match result {
                 None => made.ended_early = true,
                 Some(Ok(token)) => {
+                    failures = 0;
                     made.unknown.remove(&user.id);
                     made.tokens.insert(user.id.clone(), token);
                 }
@@ -96,9 +114,8 @@ impl Tokens {
                     if error.may_be_done() {
                         made.unknown.insert(user.id.clone());
                     }
-                    // It would be the same for every other user.
-                    let general = matches!(error, PlatformError::Forbidden { .. } | PlatformError::TokenRefused { .. });
-                    ended.fetch_or(general, Ordering::Relaxed);
+                    failures += 1;
+                    ended.fetch_or(would_be_the_same(&error) || failures >= FAILURES_MAX, Ordering::Relaxed);
                     made.failed.push((user.id.clone(), error));
                 }
             }
@@ -122,7 +139,7 @@ impl Tokens {
         });
         let new: Vec<_> = new.collect();
         made.revoked += new.len();
-        for (user, error) in self.revoke(permit, new).await {
+        for (user, _, error) in self.revoke(permit, new).await {
             tracing::warn!(%error, "a token whose answer was lost cannot be revoked");
             made.revoked -= 1;
             clean.remove(&user);
@@ -132,14 +149,14 @@ impl Tokens {
     }
 
     /// Revokes tokens. Returns those that could not be revoked.
-    pub(super) async fn revoke(&self, permit: Permit, tokens: Vec<(UserId, TokenId)>) -> Vec<(UserId, PlatformError)> {
+    pub(super) async fn revoke(&self, permit: Permit, tokens: Vec<(UserId, TokenId)>) -> Vec<Unrevoked> {
         let revoking = stream::iter(tokens).map(|(user, token)| async move {
-            if let Some(cause) = self.stop.cause() {
-                return Some((user, lost(&format!("the pass had to stop: {}", cause.as_str()))));
+            if let Err(stopped) = self.go_on() {
+                return Some((user, token, stopped));
             }
-            let of = user.clone();
-            let done = self.ask(move |accounts| accounts.revoke_token(permit, &of, &token)).await;
-            done.err().map(|error| (user, error))
+            let (of, it) = (user.clone(), token.clone());
+            let done = self.ask(move |accounts| accounts.revoke_token(permit, &of, &it)).await;
+            done.err().map(|error| (user, token, error))
         });
         revoking.buffer_unordered(self.concurrency).filter_map(|failed| async move { failed }).collect().await
     }
@@ -151,12 +168,35 @@ impl Tokens {
         let platform = Arc::clone(&self.platform);
         let asked = tokio::task::spawn_blocking(move || match platform.accounts() {
             Some(accounts) => call(accounts),
-            None => Err(lost("this product gives XTM One no keys")),
+            None => Err(abandoned("this product gives XTM One no keys")),
         });
-        asked.await.unwrap_or_else(|panic| Err(lost(&panic.to_string())))
+        asked.await.unwrap_or_else(|panic| Err(abandoned(&panic.to_string())))
+    }
+
+    fn go_on(&self) -> Result<(), PlatformError> {
+        match self.stop.cause() {
+            Some(cause) => Err(abandoned(&format!("the pass had to stop: {}", cause.as_str()))),
+            None => Ok(()),
+        }
     }
 }
 
-fn lost(why: &str) -> PlatformError {
+/// Whether making a token for any other user would fail in the same way.
+fn would_be_the_same(error: &PlatformError) -> bool {
+    match error {
+        PlatformError::Forbidden { .. } | PlatformError::TokenRefused { .. } | PlatformError::NotSupported { .. } => {
+            true
+        }
+        PlatformError::Explained { general, .. } => *general,
+        PlatformError::Transport { source, .. } => !source.may_be_done(),
+        _ => false,
+    }
+}
+
+fn is_timeout(error: &PlatformError) -> bool {
+    matches!(error, PlatformError::Transport { source: TransportError::Timeout { .. }, .. })
+}
+
+fn abandoned(why: &str) -> PlatformError {
     PlatformError::Abandoned { operation: "users", why: why.to_owned() }
 }

@@ -56,8 +56,9 @@ impl UserRules {
 pub(crate) enum Renewal<'a> {
     /// Those who have none.
     Missing,
-    /// Those who have one, or only the user with this address. Their tokens are replaced.
-    Existing(Option<&'a str>),
+    /// Those who have one, or only the user with this address. Their tokens are replaced. `done` are the users whose
+    /// tokens this command has replaced already.
+    Existing { only: Option<&'a str>, done: &'a BTreeSet<UserId> },
     /// Nobody.
     None,
 }
@@ -76,8 +77,8 @@ pub(crate) struct Selection {
     pub(crate) left_out: BTreeMap<LeftOut, Vec<String>>,
 }
 
-/// Decides about every user. `unsent` are those whose keys may never have arrived: their tokens are lost, so they get new
-/// ones before all others. At most `bound` users get a token.
+/// Decides about every user. `unsent` are those whose keys may never have arrived: their tokens are lost, and they get new
+/// ones. Of the others, at most `bound` users get a token.
 #[must_use]
 pub(crate) fn select(
     accounts: impl IntoIterator<Item = Account>,
@@ -88,7 +89,7 @@ pub(crate) fn select(
 ) -> Selection {
     let mut selection = Selection::default();
     let mut addresses = HashSet::new();
-    let (mut first, mut others) = (vec![], vec![]);
+    let mut others = Vec::new();
     for mut account in accounts {
         let is_unsent = unsent.contains(&account.id);
         if is_unsent {
@@ -104,23 +105,23 @@ pub(crate) fn select(
         }
         let wanted = match renewal {
             Renewal::Missing => account.tokens.is_empty(),
-            Renewal::Existing(None) => !account.tokens.is_empty(),
-            Renewal::Existing(Some(email)) => account.email.trim().eq_ignore_ascii_case(email.trim()),
+            Renewal::Existing { done, .. } if done.contains(&account.id) => false,
+            Renewal::Existing { only: None, .. } => !account.tokens.is_empty(),
+            Renewal::Existing { only: Some(email), .. } => account.email.trim().eq_ignore_ascii_case(email.trim()),
             Renewal::None => false,
         };
         match (is_unsent, wanted) {
-            (true, _) if renewal != Renewal::None => first.push(account),
+            (true, _) if renewal != Renewal::None => selection.new.push(account),
             (_, true) => others.push(account),
             (_, false) if account.tokens.is_empty() => {}
             (_, false) => selection.known.push(account),
         }
     }
-    first.append(&mut others);
-    selection.waiting = first.len().saturating_sub(bound);
+    selection.waiting = others.len().saturating_sub(bound);
     // Users whose present token works go on with it until their turn comes.
-    let kept = first.split_off(first.len() - selection.waiting);
+    let kept = others.split_off(others.len() - selection.waiting);
     selection.known.extend(kept.into_iter().filter(|account| !account.tokens.is_empty()));
-    selection.new = first;
+    selection.new.append(&mut others);
     selection
 }
 
@@ -152,10 +153,10 @@ mod tests {
     }
 
     #[test]
-    fn a_user_gets_one_token_and_those_whose_keys_were_lost_come_first() {
+    fn a_user_gets_one_token_and_those_whose_keys_were_lost_get_one_whatever_the_bound() {
         let accounts = [account("a", &[]), account("b", &["t"]), account("c", &[]), account("d", &["lost1", "lost2"])];
         let unsent = [UserId("d".to_owned()), UserId("gone".to_owned())].into();
-        let selection = select(accounts, &unsent, &rules(), Renewal::Missing, 2);
+        let selection = select(accounts, &unsent, &rules(), Renewal::Missing, 1);
         assert_eq!(ids(&selection.new), ["d", "a"]);
         assert_eq!(ids(&selection.known), ["b"]);
         assert_eq!(selection.lost.iter().map(|(_, token)| token.0.as_str()).collect::<Vec<_>>(), ["lost1", "lost2"]);
@@ -204,13 +205,18 @@ mod tests {
     #[test]
     fn a_rotation_replaces_tokens_and_gives_none_to_users_without() {
         let accounts = || [account("a", &["t"]), account("b", &[]), account("c", &["u"])];
-        let all = select(accounts(), &BTreeSet::new(), &rules(), Renewal::Existing(None), 100);
+        let existing = |only, done| Renewal::Existing { only, done };
+        let none = BTreeSet::new();
+        let all = select(accounts(), &none, &rules(), existing(None, &none), 100);
         assert_eq!(ids(&all.new), ["a", "c"]);
         assert!(all.known.is_empty() && all.lost.is_empty());
-        let one = select(accounts(), &BTreeSet::new(), &rules(), Renewal::Existing(Some("C@example.org")), 100);
+        let one = select(accounts(), &none, &rules(), existing(Some("C@example.org"), &none), 100);
         assert_eq!((ids(&one.new), ids(&one.known)), (vec!["c"], vec!["a"]));
-        let bounded = select(accounts(), &BTreeSet::new(), &rules(), Renewal::Existing(None), 1);
+        let bounded = select(accounts(), &none, &rules(), existing(None, &none), 1);
         assert_eq!((ids(&bounded.new), ids(&bounded.known), bounded.waiting), (vec!["a"], vec!["c"], 1));
+        let done = [UserId("a".to_owned())].into();
+        let rest = select(accounts(), &none, &rules(), existing(None, &done), 1);
+        assert_eq!((ids(&rest.new), ids(&rest.known), rest.waiting), (vec!["c"], vec!["a"], 0));
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod secrecy;
 mod users;
 
 use serde_json::{Value, json};
-use stand_in_platform::{Fault, FaultKind, User, XTM_ONE_DEFAULT_TOKEN};
+use stand_in_platform::{Fault, FaultKind, State, User, XTM_ONE_DEFAULT_TOKEN};
 use xtm_reconcile::exit;
 
 use crate::lanes::lane;
@@ -87,7 +87,7 @@ impl Scene {
     pub(crate) fn all_is_well(&self, people: std::ops::Range<usize>, at: &str) {
         let wanted: Vec<String> = people.map(address).collect();
         assert_eq!(self.holders(), wanted, "{at}: one token each");
-        assert_eq!(self.platform.read(|state| state.xtm_one_dead_keys()), Vec::<String>::new(), "{at}: dead keys");
+        assert_eq!(self.platform.read(State::xtm_one_dead_keys), Vec::<String>::new(), "{at}: dead keys");
         assert_eq!(self.told(), wanted, "{at}: users of XTM One");
     }
 

@@ -96,7 +96,7 @@ fn the_lease_knows_whose_keys_never_arrived_and_forgets_it_when_they_have() {
     let outcome = register(&scene, 0);
     let users = &outcome["users"];
     assert_eq!((&users["tokens_made"], &users["tokens_revoked"]), (&json!(3), &json!(3)), "{outcome:#}");
-    assert!(scene.platform.read(|state| state.xtm_one_dead_keys()).is_empty());
+    assert!(scene.platform.read(State::xtm_one_dead_keys).is_empty());
     assert!(note(&scene).is_none_or(|note| !note.contains("user-")), "{:?}", note(&scene));
     scene.expect_quiet("after it");
 }

@@ -206,23 +206,24 @@ impl Kubernetes {
             lease.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(ANNOTATION_REGISTRATION))
         };
         let mut recalled = Recalled::default();
-        let lease = match self.former_lease_if(!noted(&lease)).await? {
+        let registered = match self.former_lease_if(!noted(&lease)).await? {
             Some(former) => {
                 // The registration has to be written to the new Lease as well.
                 recalled.stale = true;
                 former
             }
-            None => lease,
+            None => lease.clone(),
         };
-        let text = |name: &str| lease.metadata.annotations.as_ref().and_then(|annotations| annotations.get(name));
+        // Earlier versions had no memory of XTM One.
+        let text = |lease: &Lease, name: &str| lease.metadata.annotations.as_ref()?.get(name).cloned();
         let mut unreadable = |name: &str, why: String| {
             recalled.notices.push(format!("{name} of the Lease cannot be read and counts as empty: {why}"));
         };
-        match text(ANNOTATION_REGISTRATION).map(|text| decode::<Registration>(text)).transpose() {
+        match text(&registered, ANNOTATION_REGISTRATION).map(|text| decode::<Registration>(&text)).transpose() {
             Ok(registration) => recalled.memory.registration = registration,
             Err(why) => unreadable(ANNOTATION_REGISTRATION, why),
         }
-        match text(ANNOTATION_XTM_ONE).map(|text| decode::<XtmOneMemory>(text)).transpose() {
+        match text(&lease, ANNOTATION_XTM_ONE).map(|text| decode::<XtmOneMemory>(&text)).transpose() {
             Ok(xtm_one) => recalled.memory.xtm_one = xtm_one.unwrap_or_default(),
             Err(why) => unreadable(ANNOTATION_XTM_ONE, why),
         }
@@ -252,18 +253,18 @@ impl Kubernetes {
     /// Writes what is remembered of the registration with XTM One. Fails when the Lease was lost, because tokens may be
     /// made only after it is written.
     pub(super) async fn write_xtm_one(&self, memory: &Memory) -> Result<(), OrchestratorError> {
-        let Some(record) = self.lease().as_ref().map(|(_, record)| Arc::clone(record)) else { return Ok(()) };
-        let text = (!memory.xtm_one.is_empty()).then(|| encode(&memory.xtm_one).ok()).flatten();
-        let patch = json!({ "metadata": { "annotations": { ANNOTATION_XTM_ONE: text } } });
-        if record.write(&self.api, patch).await? {
-            return Ok(());
-        }
-        Err(OrchestratorError::Refused {
-            what: format!("writing the Lease {}", record.name),
+        let failed = |why: String| OrchestratorError::Refused {
+            what: format!("writing the Lease {}", self.lease_name()),
             place: self.api.place.clone(),
-            why: "it was lost".to_owned(),
+            why,
             cure: Cure("see which other pass of this manager runs; the next pass goes on"),
-        })
+        };
+        let record = self.lease().as_ref().map(|(_, record)| Arc::clone(record));
+        let record = record.ok_or_else(|| failed("this pass does not hold it".to_owned()))?;
+        let text = (!memory.xtm_one.is_empty()).then(|| encode(&memory.xtm_one)).transpose();
+        let text = text.map_err(|error| failed(error.to_string()))?;
+        let patch = json!({ "metadata": { "annotations": { ANNOTATION_XTM_ONE: text } } });
+        if record.write(&self.api, patch).await? { Ok(()) } else { Err(failed("it was lost".to_owned())) }
     }
 }
 

@@ -1,6 +1,7 @@
-//! The part of a lane that is about XTM One. In a pass it runs beside everything else, and shares nothing with it but the
-//! lock, the platform and the stored memory.
+//! The part of a lane that is about XTM One. In a pass it runs beside everything else. Only the release of the lock and
+//! the report wait for both.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{End, Lane, LaneSettings};
@@ -60,7 +61,8 @@ impl Lane<'_> {
         XtmOneLane {
             settings: Arc::clone(&self.settings),
             platform: Arc::clone(&self.platform),
-            concurrency: self.pass.concurrency,
+            // The connectors have the other half of the requests to the platform.
+            concurrency: self.pass.concurrency.div_ceil(2),
             stop: self.stop.clone(),
         }
     }
@@ -105,9 +107,9 @@ impl Lane<'_> {
             XtmOneCommand::Revoke { .. } => {
                 let (outcome, none_left) = xtm_one.revocation().revoke(Some(store.permit())).await;
                 self.report_xtm_one(Some((outcome, vec![xtm_one::REVOKED_NOTICE.to_owned()])));
-                if none_left && !memory.unsent.is_empty() {
-                    let cleared = XtmOneMemory { unsent: std::collections::BTreeSet::new(), ..memory.clone() };
-                    store.write_xtm_one(cleared).await?;
+                if none_left {
+                    let (unsent, replaced) = (BTreeSet::new(), BTreeSet::new());
+                    store.write_xtm_one(XtmOneMemory { unsent, replaced, ..memory.clone() }).await?;
                 }
             }
             // It needs no lock, so it does not come here.
@@ -141,7 +143,8 @@ impl Lane<'_> {
             }
             XtmOneCommand::Status => {
                 let XtmOneLane { platform, concurrency, stop, .. } = &xtm_one;
-                let status = xtm_one::status(xtm_one.active(), Arc::clone(platform), memory, *concurrency, stop);
+                let status =
+                    xtm_one::status(xtm_one.active(), Arc::clone(platform), version, memory, *concurrency, stop);
                 self.until_stopped(status).await?
             }
         };

@@ -75,7 +75,12 @@ impl Accounts for OpenCti {
 
     fn add_token(&self, _: Permit, user: &UserId) -> Result<NewToken, PlatformError> {
         let variables = op::token_add::Variables { user_id: user.0.clone(), name: TOKEN_NAME.to_owned() };
-        let token = self.call::<op::TokenAdd>(TOKEN_ADD, variables, Retry::IfNotCarriedOut)?.user_admin_token_add;
+        let token = self.call::<op::TokenAdd>(TOKEN_ADD, variables, Retry::IfNotCarriedOut).map_err(unquoted)?;
+        let token = token.user_admin_token_add;
+        // An empty key would tell XTM One to keep the one that it has.
+        if token.plaintext_token.trim().is_empty() {
+            return Err(self.null(TOKEN_ADD));
+        }
         Ok(NewToken { id: TokenId(token.token_id), key: Secret::new(token.plaintext_token) })
     }
 
@@ -86,6 +91,16 @@ impl Accounts for OpenCti {
             Err(PlatformError::Refused { message, .. }) if is_gone(&message) => Ok(()),
             done => done.map(drop),
         }
+    }
+}
+
+/// The same error without a quotation of the answer, which may hold a token.
+fn unquoted(error: PlatformError) -> PlatformError {
+    match error {
+        PlatformError::NotProtocol { operation, url, kind, wanted, .. } => {
+            PlatformError::NotProtocol { operation, url, kind, wanted, excerpt: "(not shown)".to_owned() }
+        }
+        other => other,
     }
 }
 

@@ -19,7 +19,7 @@ fn the_chat_token_is_kept_in_a_private_file_and_written_only_when_it_changes() {
         scene.platform.edit(|state| {
             state.xtm_one.chat_web_token = token.map(str::to_owned);
             state.xtm_one.send_chat_web_token = true;
-        })
+        });
     };
     answer(Some("chat-token-one"));
     let kept = |code| scene.register_with(&settings, code)["chat_web_token"].clone();
@@ -58,7 +58,7 @@ fn a_chat_token_that_nobody_keeps_is_mentioned_once_for_each_change() {
         scene.platform.edit(|state| {
             state.xtm_one.chat_web_token = Some(token.to_owned());
             state.xtm_one.send_chat_web_token = true;
-        })
+        });
     };
     let mentioned = || scene.reporting().run().expect_code(0).lane()["notices"].to_string().contains("kept nowhere");
     answer("one");

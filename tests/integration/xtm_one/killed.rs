@@ -28,9 +28,8 @@ fn killed_at_every_request(
         scene.platform.clear_journal();
         scene.platform.fault(Fault::any(SLOW).skip(nth).times(1));
         let running = program(&scene).spawn();
-        if !scene.platform.wait_for(SOON, |state, calls| stuck(state, calls) || !scene_goes_on(&running)) {
-            panic!("{name}: neither stuck at request {nth} nor at its end");
-        }
+        let waited = scene.platform.wait_for(SOON, |state, calls| stuck(state, calls) || !running.is_running());
+        assert!(waited, "{name}: neither stuck at request {nth} nor at its end");
         if !scene.platform.journal().iter().any(|call| call.outcome == "fault:slow_body") {
             assert!(nth > 6, "{name}: only {nth} requests");
             running.wait();
@@ -42,10 +41,6 @@ fn killed_at_every_request(
         scene.platform.clear_faults();
         judge(&scene, &format!("{name}: killed after {at}"));
     }
-}
-
-fn scene_goes_on(running: &crate::support::Running) -> bool {
-    running.is_running()
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Which users get keys, page by page, and each only once.
 
-use stand_in_platform::{Fault, FaultKind, User};
+use stand_in_platform::{Fault, FaultKind, State, User};
 use xtm_reconcile::exit;
 
 use super::{ADD, address, errors, scene};
@@ -109,7 +109,7 @@ fn users_who_come_and_go_between_pages_neither_repeat_nor_hide_others() {
     scene.register_with(&[("XTM__MAX_NEW_TOKENS", "5000")], exit::OK);
     assert_eq!(scene.told().len(), 1200);
     assert_eq!(scene.holders().len(), 1200);
-    assert!(scene.platform.read(|state| state.xtm_one_dead_keys()).is_empty());
+    assert!(scene.platform.read(State::xtm_one_dead_keys).is_empty());
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn a_user_whose_token_cannot_be_made_is_named_and_the_others_are_served() {
     let outcome = scene.register(exit::CONNECTOR_FAILED);
     assert_eq!((&outcome["status"], &outcome["users"]["sent"]), (&"registered".into(), &2.into()), "{outcome:#}");
     expect_all(&errors(&outcome), &["person-000", "Too many tokens"], "by name");
-    assert!(scene.platform.read(|state| state.xtm_one_dead_keys()).is_empty());
+    assert!(scene.platform.read(State::xtm_one_dead_keys).is_empty());
     scene.register(exit::OK);
     scene.all_is_well(0..3, "the next pass");
 }
