@@ -63,12 +63,13 @@ pub(super) fn settings(process: &ProcessTexts, fields: &mut FieldParser) -> Opti
     let (proxy, proxy_ca, no_proxy) = proxy(process, url.as_deref().unwrap_or_default(), fields);
     let connect_timeout = Duration::from_secs(connect);
     let url = url.filter(|url| is_safe(url, allow_insecure || (is_loopback(url) && proxy.is_none()), fields));
-    let (url, token) = (url?, token?);
+    // After a fault nothing is made of these settings, but the lanes look at their own parts first.
+    let (url, token) = (url.unwrap_or_default(), token.unwrap_or_else(|| Secret::new(String::new())));
     Some(XtmOneSettings {
         endpoint: Endpoint { url, token, insecure: false, ca, proxy_ca, proxy, no_proxy, connect_timeout },
         request_timeout: Duration::from_secs(request),
         force,
-        payload: payload?,
+        payload,
         platform_url: None,
         licence: None,
         admin_key: None,
@@ -129,14 +130,15 @@ fn token(process: &ProcessTexts, fields: &mut FieldParser) -> Option<Secret> {
     Some(Secret::new(token.to_owned()))
 }
 
-fn payload(process: &ProcessTexts, fields: &mut FieldParser) -> Option<PayloadChoice> {
+/// After a fault it returns the default.
+fn payload(process: &ProcessTexts, fields: &mut FieldParser) -> PayloadChoice {
     match process.xtm__payload.as_deref().unwrap_or_default().trim() {
-        "auto" => Some(PayloadChoice::ByVersion),
-        "users" => Some(PayloadChoice::Users),
-        "intents" => Some(PayloadChoice::Intents),
+        "auto" => PayloadChoice::ByVersion,
+        "users" => PayloadChoice::Users,
+        "intents" => PayloadChoice::Intents,
         other => {
             fields.problem("XTM__PAYLOAD", format!("{other:?} is no payload"), "use users, intents or auto");
-            None
+            PayloadChoice::ByVersion
         }
     }
 }

@@ -127,7 +127,7 @@ fn a_platform_that_is_not_what_it_should_be_ends_the_pass_and_touches_nothing() 
     }
 
     let wrong = scene.program().var("OPENCTI__TOKEN", "11112222-3333-4444-5555-666677778888");
-    check("wrong token", wrong, &["refused the token 1111…", "user agent xtm-reconcile/"]);
+    check("wrong token", wrong, &["refused the token 1111…", "user agent xtm-reconcile/", "sent from"]);
 
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let nobody = scene.program().var("OPENCTI__URL", format!("http://{closed}/octi"));

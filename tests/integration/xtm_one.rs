@@ -183,9 +183,85 @@ fn a_slow_xtm_one_does_not_hold_up_the_connectors() {
     let published =
         |_: &_, calls: &[stand_in_platform::Call]| calls.iter().any(|call| call.is("updateConnectorHealth"));
     assert!(scene.platform.wait_for(SOON, published), "the connector is deployed and published meanwhile");
+    let remembered = |_: &crate::support::Engine| {
+        let record = scene.records().into_iter().next()?;
+        (!record.label("xtm-reconcile.registration").is_empty()).then_some(())
+    };
+    scene.engine.wait_for("the connectors' memory to be written", SOON, remembered);
+    assert!(running.is_running());
     running.signal(crate::support::Signal::KILL);
     running.wait();
     assert!(scene.only().running());
+}
+
+#[test]
+fn keys_cross_a_network_only_over_tls_unless_told_otherwise() {
+    let scene = scene("xtm-one-plain");
+    let proxied = [("XTM__WITH_PROXY", "true"), ("XTM__HTTP_PROXY", "http://proxy.example.org:3128")];
+    let refused = |url: &str, settings: &[(&str, &str)]| {
+        let program = set(scene.registering().var("XTM__XTM_ONE_URL", url), settings);
+        let outcome = program.args(["check"]).run().expect_code(exit::CONFIG.into());
+        expect_all(&outcome.stdout, &["XTM__XTM_ONE_URL", "XTM__ALLOW_INSECURE"], url);
+    };
+    for url in [
+        "http://xtm-one.example.org",
+        "HTTP://xtm-one.example.org",
+        "http://127.0.0.1.example.org",
+        "http://10.0.0.1:80",
+    ] {
+        refused(url, &[]);
+    }
+    refused("http://localhost:1", &proxied);
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for url in [format!("http://{closed}"), format!("HTTP://localhost:{}", closed.port())] {
+        let outcome = scene.registering().var("XTM__XTM_ONE_URL", &url).args(["check"]).run();
+        expect_all(&outcome.expect_code(exit::CONNECTOR_FAILED.into()).stdout, &["cannot be reached"], &url);
+    }
+    let told = scene.registering().var("XTM__XTM_ONE_URL", "http://xtm-one.invalid").var("XTM__ALLOW_INSECURE", "true");
+    told.args(["check"]).run().expect_code(exit::CONNECTOR_FAILED.into());
+}
+
+#[test]
+fn bad_settings_are_all_named_at_once_and_the_public_token_is_a_warning() {
+    let scene = scene("xtm-one-settings");
+    let bad = [
+        ("XTM__PAYLOAD", "everything"),
+        ("XTM__MAX_NEW_TOKENS", "5001"),
+        ("XTM__FORCE", "perhaps"),
+        ("XTM__USERS_INCLUDE", " , "),
+        ("XTM__ADMIN_API_KEY", stand_in_platform::DEFAULT_TOKEN),
+        ("XTM__PLATFORM_URL", "octi.example.org"),
+        ("XTM__CHAT_WEB_TOKEN_SECRET", "chat"),
+        ("XTM__CA", "/no/such/file"),
+        ("XTM__REQUEST_TIMEOUT", "0"),
+    ];
+    let outcome = set(scene.registering(), &bad).run().expect_code(exit::CONFIG.into());
+    let names: Vec<&str> = bad.iter().map(|(name, _)| *name).collect();
+    expect_all(&outcome.stderr, &names, "every one of them");
+    assert!(!outcome.stderr.contains(stand_in_platform::DEFAULT_TOKEN), "{}", outcome.stderr);
+    let public = scene.registering().var("XTM__XTM_ONE_TOKEN", "xtm-default-registration-token").args(["check"]).run();
+    expect_all(&public.stdout, &["public default", "PLATFORM_REGISTRATION_TOKEN"], "a warning");
+    let mistyped = scene.registering().var("XTM__XTM_ONE_TOKN", "x").var("XTM__XTM_HUB_URL", "x").args(["check"]).run();
+    expect_all(&mistyped.stdout, &["XTM__XTM_ONE_TOKN", "did you mean XTM__XTM_ONE_TOKEN?"], "mistyped");
+    assert!(!mistyped.stdout.contains("XTM__XTM_HUB_URL"), "OpenCTI's own: {}", mistyped.stdout);
+}
+
+#[test]
+fn another_xtm_one_that_lacks_the_keys_is_noticed() {
+    let scene = scene("xtm-one-another");
+    scene.people(2);
+    scene.register(exit::OK);
+    let notices =
+        |settings: &[(&str, &str)]| set(scene.reporting(), settings).run().expect_code(0).lane()["notices"].to_string();
+    assert!(!notices(&[]).contains("may lack keys"));
+    let localhost = scene.platform.xtm_one_url().replace("127.0.0.1", "localhost");
+    assert!(notices(&[("XTM__XTM_ONE_URL", &localhost)]).contains("`xtm-one rotate` gives every user a new one"));
+    // One that was set up anew.
+    scene.platform.edit(|state| state.xtm_one.platforms.clear());
+    let told = notices(&[("XTM__XTM_ONE_URL", &localhost)]);
+    assert_eq!(scene.platform.read(State::xtm_one_dead_keys).len(), 2, "{told}");
+    scene.reporting().args(["xtm-one", "rotate"]).run().expect_code(0);
+    scene.all_is_well(0..2, "after a rotation");
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! `xtm-one status`, `rotate` and `revoke`.
 
 use serde_json::{Value, json};
-use stand_in_platform::{Fault, FaultKind};
+use stand_in_platform::{Call, Fault, FaultKind, State};
 use xtm_reconcile::exit;
 
 use super::{ADD, REGISTER, REVOKE, address, errors, scene};
+use crate::moves::SOON;
 use crate::scene::Scene;
+use crate::support::Signal;
 use crate::support::told::expect_all;
 
 #[track_caller]
@@ -41,6 +43,59 @@ fn a_rotation_replaces_every_token_or_that_of_one_user() {
     scene.all_is_well(0..3, "all; the fourth, who had none, waits for a pass");
     let (outcome, _) = by_hand(&scene, &["rotate", "--user", "who@example.org"], exit::CONNECTOR_FAILED);
     expect_all(&errors(&outcome), &["who@example.org", "XTM__USERS_INCLUDE"], "an unknown user");
+}
+
+#[test]
+fn a_rotation_of_many_goes_in_parts_and_one_that_is_killed_leaves_nobody_without_a_key() {
+    let scene = scene("rotate-many");
+    scene.people(1200);
+    scene.register_with(&[("XTM__MAX_NEW_TOKENS", "5000")], exit::OK);
+    let before = keys(&scene);
+    let asked = scene.registrations();
+    let (outcome, _) = by_hand(&scene, &["rotate"], exit::OK);
+    assert_eq!((&outcome["users"]["tokens_made"], &outcome["users"]["tokens_revoked"]), (&json!(1200), &json!(1200)));
+    assert_eq!(scene.registrations(), asked + 3, "500, 500 and 200");
+    assert!(keys(&scene).iter().all(|key| !before.contains(key)));
+    scene.all_is_well(0..1200, "all");
+
+    // The second part is on its way when it is killed. What was noted is more than a pass makes for others.
+    scene.platform.fault(Fault::on(REGISTER, FaultKind::SlowBody { ms: 600_000 }).skip(1).times(1));
+    let running = scene.reporting().args(["xtm-one", "rotate"]).spawn();
+    let stuck = |_: &State, calls: &[Call]| calls.iter().any(|call| call.outcome == "fault:slow_body");
+    assert!(scene.platform.wait_for(SOON, stuck));
+    running.signal(Signal::KILL);
+    running.wait();
+    let outcome = scene.register_with(&[("XTM__MAX_NEW_TOKENS", "0")], exit::OK);
+    assert_eq!(outcome["users"]["tokens_made"], 500, "{outcome:#}");
+    scene.all_is_well(0..1200, "after the kill");
+}
+
+#[test]
+fn a_rotation_whose_first_answer_was_lost_and_whose_second_is_a_refusal_is_mended_by_the_next_pass() {
+    let scene = scene("rotate-lost");
+    scene.people(2);
+    scene.register(exit::OK);
+    scene.platform.fault(Fault::on(REGISTER, FaultKind::DropAnswer).times(1));
+    scene.platform.fault(Fault::on(REGISTER, FaultKind::status(403)).times(1));
+    by_hand(&scene, &["rotate"], exit::CONNECTOR_FAILED);
+    let localhost = scene.platform.xtm_one_url().replace("127.0.0.1", "localhost");
+    scene.register_with(&[("XTM__XTM_ONE_URL", &localhost)], exit::OK);
+    scene.all_is_well(0..2, "XTM One had taken the keys that were then revoked");
+}
+
+#[test]
+fn a_replaced_token_that_cannot_be_revoked_is_revoked_by_the_next_pass_and_costs_no_key() {
+    let scene = scene("rotate-replaced");
+    scene.people(2);
+    scene.register(exit::OK);
+    scene.platform.fault(Fault::on(REVOKE, FaultKind::status(403)).times(1));
+    by_hand(&scene, &["rotate"], exit::CONNECTOR_FAILED);
+    let rotated = keys(&scene);
+    assert_eq!(scene.holders().len(), 3);
+    let outcome = scene.register(exit::OK);
+    assert_eq!((&outcome["users"]["tokens_made"], &outcome["users"]["tokens_revoked"]), (&json!(0), &json!(1)));
+    assert_eq!(keys(&scene), rotated);
+    scene.all_is_well(0..2, "the next pass");
 }
 
 #[test]
@@ -92,7 +147,7 @@ fn a_revocation_that_fails_in_part_names_it_and_can_be_repeated() {
     scene.register(exit::OK);
     scene.platform.fault(Fault::on(REVOKE, FaultKind::status(403)).times(1));
     let (outcome, _) = by_hand(&scene, &["revoke", "--all"], exit::CONNECTOR_FAILED);
-    expect_all(&errors(&outcome), &["user-000", "cannot be revoked"], "which");
+    expect_all(&errors(&outcome), &["person-000", "cannot be revoked"], "which");
     assert_eq!(scene.holders().len(), 1);
     by_hand(&scene, &["revoke", "--all"], exit::OK);
     assert!(scene.holders().is_empty());
@@ -128,4 +183,11 @@ fn commands_about_keys_need_opencti_and_an_active_registration() {
     let both = scene.with_openaev(scene.reporting()).args(["xtm-one", "status"]).run().expect_code(0).json();
     assert_eq!(both["lanes"].as_array().unwrap().len(), 2);
     scene.reporting().args(["xtm-one", "rotate"]).var("XTM__PAYLOAD", "intents").run().expect_code(1);
+    scene.platform.edit(|state| "7.260309.0".clone_into(&mut state.platform_version));
+    let alone = scene.reporting().args(["xtm-one", "rotate"]).run().expect_code(exit::CONNECTOR_FAILED.into()).lane();
+    expect_all(
+        &errors(&alone["xtm_one"]),
+        &["registers itself", "XTM__FORCE"],
+        "nothing was rotated, and that is said",
+    );
 }

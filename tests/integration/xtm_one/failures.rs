@@ -136,6 +136,51 @@ fn a_token_that_is_lost_again_and_again_waits_for_the_next_pass() {
 }
 
 #[test]
+fn a_token_whose_request_timed_out_may_appear_later_and_is_found_by_the_next_pass() {
+    let scene = scene("late");
+    scene.people(2);
+    scene.platform.fault(Fault::on(ADD, FaultKind::SlowBody { ms: 600_000 }).times(1));
+    let timeout = [("OPENCTI__REQUEST_TIMEOUT", "2")];
+    let outcome = scene.register_with(&timeout, exit::CONNECTOR_FAILED);
+    assert_eq!((&outcome["status"], &outcome["users"]["sent"]), (&json!("registered"), &json!(1)), "{outcome:#}");
+    assert_eq!(scene.holders().len(), 2, "it was made, and nobody knows its key");
+    let outcome = scene.register(exit::OK);
+    assert_eq!((&outcome["users"]["tokens_made"], &outcome["users"]["tokens_revoked"]), (&json!(1), &json!(1)));
+    scene.all_is_well(0..2, "the next pass");
+}
+
+#[test]
+fn an_error_of_which_it_is_unknown_when_it_came_up_counts_as_a_lost_answer() {
+    let scene = scene("unclear");
+    scene.people(2);
+    let unclear = FaultKind::GraphqlError {
+        code: "DATABASE_ERROR".to_owned(),
+        message: "Engine is not available".to_owned(),
+        data: Value::Null,
+    };
+    scene.platform.fault(Fault::on(ADD, unclear).times(1));
+    scene.register(exit::OK);
+    scene.all_is_well(0..2, "looked for, and made");
+}
+
+#[test]
+fn tokens_whose_keys_never_arrived_are_revoked_even_when_the_platform_registers_itself_by_then() {
+    let scene = scene("upgraded");
+    scene.people(3);
+    scene.platform.fault(Fault::on(REGISTER, FaultKind::SlowBody { ms: 600_000 }).times(1));
+    let running = scene.reporting().spawn();
+    let stuck = |_: &_, calls: &[stand_in_platform::Call]| calls.iter().any(|call| call.outcome == "fault:slow_body");
+    assert!(scene.platform.wait_for(crate::moves::SOON, stuck));
+    running.signal(Signal::KILL);
+    running.wait();
+    scene.platform.edit(|state| "7.260310.0".clone_into(&mut state.platform_version));
+    let outcome = scene.register(exit::OK);
+    assert_eq!((&outcome["status"], &outcome["users"]["tokens_revoked"]), (&json!("left-alone"), &json!(3)));
+    assert!(scene.holders().is_empty());
+    assert_eq!(scene.register(exit::OK)["users"]["tokens_revoked"], 0);
+}
+
+#[test]
 fn a_rate_limit_of_the_platform_is_waited_for() {
     let scene = scene("rate");
     scene.people(3);
@@ -196,6 +241,8 @@ fn a_pass_that_is_told_to_end_makes_no_more_tokens_and_the_next_one_goes_on() {
     let outcome = running.wait().expect_code(exit::TERMINATED.into());
     assert_eq!(outcome.lane()["xtm_one"]["status"], "interrupted", "{}", outcome.stdout);
     assert!(scene.holders().len() < 60 && scene.registrations() == 0);
+    let noted = scene.records()[0].label("xtm-reconcile.xtm-one").matches("user-").count();
+    assert!((1..60).contains(&noted), "only those whose tokens were made are noted: {noted}");
     scene.platform.clear_faults();
     scene.register(exit::OK);
     scene.all_is_well(0..60, "the next pass");
