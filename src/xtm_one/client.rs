@@ -52,6 +52,13 @@ pub(crate) enum XtmOneError {
     Abandoned(String),
 }
 
+/// A registration that was sent, with what came back.
+pub(super) struct SentOff {
+    answer: Result<Answer, TransportError>,
+    /// Whether XTM One may have taken what was sent, in any of the attempts.
+    may_be_done: bool,
+}
+
 /// Why a registration failed.
 pub(super) struct Unregistered {
     pub(super) error: Box<XtmOneError>,
@@ -118,7 +125,7 @@ pub(crate) enum Probe {
     NoMetadata,
 }
 
-/// A client for XTM One. Its calls block their thread.
+/// A client for XTM One.
 pub(crate) struct XtmOne {
     transport: Transport,
     url: String,
@@ -142,9 +149,9 @@ impl XtmOne {
         }
     }
 
-    /// Registers a platform. `secrets` are those in the body, which are masked in the answer. Sending the same
-    /// registration twice does no harm, so it is repeated as long as the pass allows.
-    pub(super) fn register(&self, body: &Zeroizing<Vec<u8>>, secrets: &[&Secret]) -> Result<Registered, Unregistered> {
+    /// Sends a registration. Sending the same one twice does no harm, so it is repeated as long as the pass allows.
+    /// Blocks its thread.
+    pub(super) fn send(&self, body: &Zeroizing<Vec<u8>>) -> SentOff {
         let request = Request {
             method: Method::Post,
             path: REGISTER,
@@ -154,13 +161,20 @@ impl XtmOne {
             timeout: self.timeout,
         };
         let mut may_be_done = false;
-        let sent = retry::send_watched(&self.transport, &self.stop, Retry::IdempotentAndPatient, &request, |result| {
-            may_be_done |= match result {
-                Ok(answer) => matches!(answer.status, 200..=299 | 408 | 500..=599),
-                Err(error) => error.may_be_done(),
-            };
-        });
-        let registered = match sent {
+        let answer =
+            retry::send_watched(&self.transport, &self.stop, Retry::IdempotentAndPatient, &request, |result| {
+                may_be_done |= match result {
+                    Ok(answer) => matches!(answer.status, 200..=299 | 408 | 500..=599),
+                    Err(error) => error.may_be_done(),
+                };
+            });
+        SentOff { answer, may_be_done }
+    }
+
+    /// Reads the answer to a registration. `secrets` are those that were sent, which are masked in what is quoted.
+    pub(super) fn read(&self, sent: SentOff, secrets: &[&Secret]) -> Result<Registered, Unregistered> {
+        let SentOff { answer, may_be_done } = sent;
+        let registered = match answer {
             Ok(answer) if answer.is_success() => self.registered(&answer, secrets),
             Ok(answer) => Err(self.refused(&answer, secrets)),
             Err(error) => Err(error.into()),

@@ -24,7 +24,6 @@ use crate::memory::{FailedRegistrations, XtmOneMemory};
 use crate::model::{TokenId, UserId, short_hash};
 use crate::orchestrator::Orchestrator;
 use crate::platform::{Account, Platform, PlatformError};
-use crate::secret::Secret;
 use crate::stop::Stop;
 use crate::stored_memory::StoredMemory;
 use ready::Ready;
@@ -274,9 +273,11 @@ impl Registrar<'_> {
             Ok(body) => body,
             Err(error) => return Sent::Failed(abandoned(error.to_string(), false)),
         };
-        let secrets: Vec<Secret> = payload.secrets().into_iter().cloned().collect();
-        let client = XtmOne::new(self.settings, self.stop.clone());
-        let sending = tokio::task::spawn_blocking(move || client.register(&body, &secrets.iter().collect::<Vec<_>>()));
+        let client = Arc::new(XtmOne::new(self.settings, self.stop.clone()));
+        let sending = tokio::task::spawn_blocking({
+            let client = Arc::clone(&client);
+            move || client.send(&body)
+        });
         let stopped = async {
             self.stop.stopped().await;
             tokio::time::sleep(LAST_WORDS).await;
@@ -286,12 +287,15 @@ impl Registrar<'_> {
             sent = sending => sent,
             () = stopped => return Sent::Unknown,
         };
-        match sent {
-            Ok(Ok(registered)) => Sent::Registered(registered),
+        let read = match sent {
+            Ok(sent) => client.read(sent, &payload.secrets()),
+            Err(panic) => Err(abandoned(panic.to_string(), true)),
+        };
+        match read {
+            Ok(registered) => Sent::Registered(registered),
             // It was cut short, which is no failure of XTM One.
-            Ok(Err(_)) if self.stop.cause().is_some() => Sent::Unknown,
-            Ok(Err(failed)) => Sent::Failed(failed),
-            Err(panic) => Sent::Failed(abandoned(panic.to_string(), true)),
+            Err(_) if self.stop.cause().is_some() => Sent::Unknown,
+            Err(failed) => Sent::Failed(failed),
         }
     }
 

@@ -65,8 +65,13 @@ impl Office {
     fn new(scene: &Scene, users: usize) -> Self {
         let platform = Platform::start(variable("XTM_BENCH_STAND_IN").as_ref());
         let mut state = State { platform_version: "7.260220.0".to_owned(), ..State::default() };
-        let person =
-            |n| User::person(format!("user-{n:05}"), format!("person-{n:05}@example.org"), format!("Person {n}"));
+        let person = |n| {
+            User::person(
+                format!("88ec0c6a-13ce-4e39-b486-{n:012}"),
+                format!("person-{n:05}@example.org"),
+                format!("Person {n}"),
+            )
+        };
         state.users.extend((0..users).map(person));
         platform.set(&state);
         let mut program = scene.program(scene.docker_host());
