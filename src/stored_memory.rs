@@ -49,8 +49,11 @@ impl<'a, O: Orchestrator> StoredMemory<'a, O> {
     /// Writes the part about XTM One, and nothing else where the parts are stored apart.
     pub(crate) async fn write_xtm_one(&self, xtm_one: XtmOneMemory) -> Result<(), OrchestratorError> {
         let mut stored = self.stored.lock().await;
-        let mut before = stored.memory.clone();
+        // The part can have thousands of ids, so it is moved and not copied.
+        let mut before = std::mem::take(&mut stored.memory);
+        let former = std::mem::take(&mut before.xtm_one);
         let next = Memory { xtm_one, ..before.clone() };
+        before.xtm_one = former;
         if stored.xtm_one_unknown {
             // It differs from everything that can be wanted, so that the part is written.
             before.xtm_one.registered_at = Some("unknown".to_owned());

@@ -101,8 +101,10 @@ impl Registrar<'_> {
         let mut draft = self.draft(memory);
         let mut done = BTreeSet::new();
         while let Some(ready) = self.prepare(wanted, &done, ROTATED_AT_ONCE, &mut draft).await {
-            done.extend(ready.selection.new.iter().map(|account| account.id.clone()));
             let goes_on = wanted != Wanted::Heartbeat && ready.selection.waiting > 0;
+            if goes_on {
+                done.extend(ready.selection.new.iter().map(|account| account.id.clone()));
+            }
             self.carry_out(store, ready, &mut draft).await;
             if !goes_on || draft.outcome.status != Status::Registered {
                 break;
@@ -126,15 +128,15 @@ impl Registrar<'_> {
         }
         self.note(store, &mut ready.selection, draft).await;
         let unsent = self.revoke_leftovers(store, &mut ready, draft).await;
-        let new = std::mem::take(&mut ready.selection.new);
-        let made = self.tokens().make(store.permit(), &new).await;
+        let made = self.tokens().make(store.permit(), &ready.selection.new).await;
+        let new = &ready.selection.new;
         self.report_made(&made, &ready, draft);
         draft.outcome.users.waiting = ready.selection.waiting;
         // The users about whose keys nobody knows, whatever comes of the rest.
         draft.memory.unsent = unsent.into_iter().chain(made.unknown.iter().cloned()).collect();
         let sent = match self.stop.cause() {
             Some(_) => Sent::Unknown,
-            None => self.send(&ready, &new, &made, draft).await,
+            None => self.send(&ready, &made, draft).await,
         };
         match sent {
             Sent::Unknown => {
@@ -252,15 +254,15 @@ impl Registrar<'_> {
         for (user, error) in failed {
             let cure = || (Vec::new(), error.cure().on(self.platform.kind()));
             let (users, _) = groups.entry(error.to_string()).or_insert_with(cure);
-            users.push(ready.addresses.get(user).unwrap_or(&user.0).clone());
+            users.push(ready.address(user).to_owned());
         }
         groups
     }
 
     /// Sends the registration. Users for whom no token was made are left out, unless an earlier one of theirs works.
-    async fn send(&self, ready: &Ready, new: &[Account], made: &Made, draft: &mut Draft) -> Sent {
+    async fn send(&self, ready: &Ready, made: &Made, draft: &mut Draft) -> Sent {
         let known = ready.selection.known.iter().map(|account| user(account, Key::Known));
-        let new = new.iter().filter_map(|account| match made.tokens.get(&account.id) {
+        let new = ready.selection.new.iter().filter_map(|account| match made.tokens.get(&account.id) {
             Some(token) => Some(user(account, Key::New(&token.key))),
             None => (!account.tokens.is_empty()).then(|| user(account, Key::Known)),
         });

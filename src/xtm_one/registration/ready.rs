@@ -19,10 +19,18 @@ pub(super) struct Ready {
     pub(super) profile: Profile,
     pub(super) generation: Generation,
     pub(super) selection: Selection,
-    /// The addresses of the users whose tokens are made or revoked, for messages.
-    pub(super) addresses: BTreeMap<UserId, String>,
+    /// The addresses of the users whose keys may never have arrived, for messages.
+    pub(super) unsent: BTreeMap<UserId, String>,
     /// Whether the users are known.
     pub(super) listed: bool,
+}
+
+impl Ready {
+    /// The address of a user whose tokens are made or revoked, or the id when it is not known.
+    pub(super) fn address<'a>(&'a self, user: &'a UserId) -> &'a str {
+        let new = || self.selection.new.iter().find(|account| account.id == *user).map(|account| &account.email);
+        self.unsent.get(user).or_else(new).unwrap_or(&user.0)
+    }
 }
 
 impl Registrar<'_> {
@@ -72,17 +80,16 @@ impl Registrar<'_> {
         }
         let mut accounts = accounts.unwrap_or_default();
         let XtmOneMemory { unsent, replaced, .. } = &draft.memory;
-        let mut addresses = BTreeMap::new();
+        let mut unsent_addresses = BTreeMap::new();
         for account in &mut accounts {
             account.tokens.retain(|token| !replaced.contains(&(account.id.clone(), token.clone())));
             if unsent.contains(&account.id) {
-                addresses.insert(account.id.clone(), account.email.clone());
+                unsent_addresses.insert(account.id.clone(), account.email.clone());
             }
         }
         let selection = select(accounts, unsent, &self.settings.users, renewal, bound);
-        addresses.extend(selection.new.iter().map(|account| (account.id.clone(), account.email.clone())));
         if let Wanted::Rotation(Some(email)) = wanted
-            && !addresses.values().any(|address| address.trim().eq_ignore_ascii_case(email.trim()))
+            && !selection.new.iter().any(|account| account.email.trim().eq_ignore_ascii_case(email.trim()))
         {
             let error = format!("no user who may have a key has the address {email}");
             draft.outcome.fault(None, error, "see the address on the platform, and XTM__USERS_INCLUDE and _EXCLUDE");
@@ -90,7 +97,7 @@ impl Registrar<'_> {
         }
         let UsersOutcome { tokens_made, tokens_revoked, .. } = draft.outcome.users;
         draft.outcome.users = UsersOutcome { tokens_made, tokens_revoked, ..UsersOutcome::of(&selection) };
-        Some(Ready { profile, generation, selection, addresses, listed })
+        Some(Ready { profile, generation, selection, unsent: unsent_addresses, listed })
     }
 
     /// Whether earlier passes failed and it is too early to try again.
