@@ -181,7 +181,13 @@ fn summary(name: &str, command: &str, counts: &Counts, no_errors: bool, took_ms:
     ];
     parts.extend(others.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")));
     if parts.is_empty() {
-        parts.push(if no_errors { "nothing to do" } else { "nothing done" }.to_owned());
+        let nothing = match (command.starts_with("xtm-one"), no_errors) {
+            // What such a command did stands in the lines above.
+            (true, true) => "see above",
+            (false, true) => "nothing to do",
+            (_, false) => "nothing done",
+        };
+        parts.push(nothing.to_owned());
     }
     #[expect(clippy::cast_precision_loss, reason = "milliseconds for people")]
     let seconds = took_ms as f64 / 1000.0;
