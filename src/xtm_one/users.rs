@@ -59,7 +59,7 @@ pub(crate) enum Renewal<'a> {
     /// Those who have one, or only the user with this address. Their tokens are replaced. `done` are the users whose
     /// tokens this command has replaced already.
     Existing { only: Option<&'a str>, done: &'a BTreeSet<UserId> },
-    /// Nobody.
+    /// Nobody gets one.
     None,
 }
 
