@@ -107,7 +107,7 @@ pub async fn look_again<O: Orchestrator>(
     look(orchestrator, touched, true, concurrency, all).await;
 }
 
-async fn look<O: Orchestrator>(
+pub(crate) async fn look<O: Orchestrator>(
     orchestrator: &O,
     handles: BTreeMap<ConnectorId, Handle>,
     touched: bool,
@@ -160,10 +160,14 @@ pub fn undone(
     for (place, outcome) in outcomes {
         let (Some(entry), Err(error)) = (plan.entries.get(*place), &outcome.result) else { continue };
         let what = match &entry.decision {
-            Decision::Step(Step::Refresh { reason: RefreshReason::HashChanged { to, .. }, .. })
+            Decision::Step(Step::Refresh { reason: RefreshReason::HashChanged { to, .. }, old_up, .. })
                 if error.is_refused_start() =>
             {
-                Undone::RefusedStart(to.clone())
+                Undone::RefusedStart { hash: to.clone(), failure: error.failure(), former_ran: *old_up }
+            }
+            // Also when it failed half-way: what was replaced has to run again, and the next pass sees to that.
+            Decision::Step(Step::RollBack { hash: Some(hash), failure, .. }) => {
+                Undone::RefusedStart { hash: hash.clone(), failure: Some(*failure), former_ran: true }
             }
             _ => Undone::AsBefore,
         };

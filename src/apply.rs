@@ -14,6 +14,9 @@ use crate::plan::{Plan, Step};
 use crate::prepare::Prepared;
 use crate::stop::Stop;
 
+/// How many log lines of a workload that failed on probation a message shows.
+const LINES_SHOWN: usize = 3;
+
 /// The result of one step.
 #[derive(Debug)]
 pub struct Outcome {
@@ -102,7 +105,7 @@ impl<O: Orchestrator> Applier<'_, O> {
         if step.makes_workload() && spec.is_none() {
             return not_done("the pass ended before its values were decrypted");
         }
-        let wanted = self.last_logs.get(connector).filter(|_| step.takes_away().is_some());
+        let wanted = self.last_logs.get(connector).filter(|_| step.ends_log_of().is_some());
         let last_log = wanted.cloned().map(LastLog::new);
         let context = StepContext { spec, stop: self.stop, last_log: last_log.as_ref() };
         let done = self.orchestrator.execute(self.permit, step, context);
@@ -112,6 +115,18 @@ impl<O: Orchestrator> Applier<'_, O> {
             .await
             .unwrap_or_else(|_| Err(StepError::Internal("the step panicked".to_owned())));
         let took = begun.elapsed();
+        let mut last_log = last_log.and_then(LastLog::into_read);
+        if let (Step::RollBack { .. }, Some(Ok(read))) = (step, &mut last_log) {
+            // The next delivery is about the former workload, so it does not go on where this log ended.
+            read.cursor = None;
+        }
+        // For the connector, a roll-back that succeeds is a refresh that failed.
+        let result = match (step, result) {
+            (Step::RollBack { failure, .. }, Ok(_)) => {
+                Err(StepError::Unstable { failure: *failure, log: last_lines(last_log.as_ref()) })
+            }
+            (_, result) => result,
+        };
         match &result {
             Ok(_) => tracing::info!(%connector, step = step.word(), ms = took.as_millis(), "done"),
             Err(error) => {
@@ -119,8 +134,17 @@ impl<O: Orchestrator> Applier<'_, O> {
                 tracing::error!(%connector, step = step.word(), %error, cure, "failed");
             }
         }
-        Outcome { result, last_log: last_log.and_then(LastLog::into_read), took }
+        Outcome { result, last_log, took }
     }
+}
+
+/// The last lines of a log for a message. A log that cannot be read must not hide what the message is about.
+fn last_lines(read: Option<&Result<LogRead, OrchestratorError>>) -> Vec<String> {
+    let lines = read.and_then(|read| read.as_ref().ok()).map_or(&[][..], |read| &read.lines);
+    let mut shown: Vec<String> =
+        lines.iter().rev().filter(|line| !line.trim().is_empty()).take(LINES_SHOWN).cloned().collect();
+    shown.reverse();
+    shown
 }
 
 fn not_done(why: &'static str) -> Outcome {

@@ -22,6 +22,7 @@ use crate::model::{ManagerId, PlatformKind};
 use crate::pass::Limits;
 use crate::pass::lane::LaneSettings;
 use crate::plan::{LoopAction, Policy, PrunePolicy};
+use crate::probation::ProbationRule;
 use crate::restart_window::LoopRule;
 use crate::secret::Secret;
 use crate::telemetry::Logging;
@@ -178,9 +179,11 @@ fn logging(process: &ProcessTexts, fields: &mut FieldParser) -> Logging {
 fn limits(process: &ProcessTexts, fields: &mut FieldParser) -> Limits {
     let deadline = fields.number("MANAGER__PASS_DEADLINE", process.manager__pass_deadline.as_deref(), 1..=86_400);
     let concurrency = fields.number("MANAGER__CONCURRENCY", process.manager__concurrency.as_deref(), 1..=64);
+    let settle = fields.number("MANAGER__SETTLE", process.manager__settle.as_deref(), 0..=60);
     let tail = fields.number("MANAGER__LOGS_TAIL", process.manager__logs_tail.as_deref(), 0..=10_000);
     Limits {
         deadline: Duration::from_secs(deadline),
+        settle: Duration::from_secs(settle),
         concurrency: usize::try_from(concurrency).unwrap_or(1),
         logs_tail: u32::try_from(tail).unwrap_or(0),
     }
@@ -202,9 +205,14 @@ fn policy(process: &ProcessTexts, fields: &mut FieldParser, allow_prune: bool) -
         fields.number("MANAGER__REBOOT_LOOP__LIMIT", process.manager__reboot_loop__limit.as_deref(), 0..=10_000);
     let percent =
         fields.number("MANAGER__MAX_REMOVALS_PERCENT", process.manager__max_removals_percent.as_deref(), 0..=100);
+    let probation = fields.number("MANAGER__PROBATION", process.manager__probation.as_deref(), 0..=86_400);
     let allowed = fields.flag("MANAGER__ALLOW_PRUNE", process.manager__allow_prune.as_deref());
+    let window_s = i64::try_from(window).unwrap_or(300);
+    let length_s = i64::try_from(probation).unwrap_or(60);
     Policy {
-        loop_rule: LoopRule { window_s: i64::try_from(window).unwrap_or(300), limit },
+        loop_rule: LoopRule { window_s, limit },
+        // A restart that is too old to be part of a reboot loop is forgiven.
+        probation: ProbationRule { length_s, after_restart_s: window_s },
         loop_action,
         prune: PrunePolicy { allow: allow_prune || allowed, max_percent: u8::try_from(percent).unwrap_or(50) },
     }

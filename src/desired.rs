@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::model::{
     ConfigHash, Connector, ConnectorId, CurrentStatus, Requested, Variable, VariableValue, WorkloadName,
 };
+use crate::probation::Failure;
 use crate::secret::Secret;
 
 /// The list that a platform sent, whatever its protocol, before anything is checked.
@@ -110,13 +111,16 @@ pub enum Rejection {
         /// The reason, and what to do about it.
         why: String,
     },
-    /// Its new configuration did not start. The old one runs on and is not interrupted again so soon.
+    /// Its new configuration did not start, or did not stay up. The old one runs on and is not interrupted again so soon.
     #[error(
-        "its new configuration could not be started ({times} attempts), the old one runs on; it is tried again after {after}, or at once when the configuration changes"
+        "its new configuration {} ({times} attempts), the old one runs on; it is tried again after {after}, or at once when the configuration changes",
+        .failure.map_or("could not be started".to_owned(), |failure| format!("did not stay up: {failure}"))
     )]
     WontStart {
         /// The number of attempts so far.
         times: u32,
+        /// How the last attempt failed on probation. `None` when it was not even started.
+        failure: Option<Failure>,
         /// The earliest time of the next attempt.
         after: Timestamp,
     },

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::log_cursor::LogCursor;
 use crate::model::{ConfigHash, ConnectorId, Vitals};
+use crate::probation::Failure;
 use crate::restart_window::{self, Assessment, LoopRule, Reading, RestartWindow};
 
 pub use xtm_one::{FailedRegistrations, XtmOneMemory};
@@ -26,7 +27,7 @@ pub struct ConnectorMemory {
     /// requested.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub held: Option<ConfigHash>,
-    /// The configuration whose workload could not be started while an older one works. `None` when there is none.
+    /// The configuration that did not work while an older one does. `None` when there is none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub refused: Option<RefusedStart>,
     /// Whether the prune guard keeps it although it is not listed any more. It stays until it is listed again or the
@@ -46,8 +47,8 @@ impl ConnectorMemory {
     }
 }
 
-/// A configuration with which the workload did not start, so that the old one went on. Each attempt interrupts the old
-/// one, and therefore the attempts become rarer.
+/// A configuration with which the workload did not start or did not stay up, so that the old one went on. Each attempt
+/// interrupts the old one, and therefore the attempts become rarer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedStart {
     /// The hash of the configuration that was tried.
@@ -56,6 +57,12 @@ pub struct RefusedStart {
     pub times: u32,
     /// The time of the last attempt, as Unix time in seconds.
     pub at: i64,
+    /// How the last attempt failed on probation. `None` when it was not even started.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub failure: Option<Failure>,
+    /// Whether the old workload ran before the attempt, so that it has to run again.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub former_ran: bool,
 }
 
 impl RefusedStart {
@@ -68,6 +75,22 @@ impl RefusedStart {
         const LONGEST_S: i64 = 3600;
         let Some(doublings) = self.times.checked_sub(2) else { return self.at };
         self.at.saturating_add((FIRST_S << doublings.min(10)).min(LONGEST_S))
+    }
+
+    /// Counts another attempt. `earlier` counts only when it was made with the same configuration.
+    #[must_use]
+    pub fn again(
+        earlier: Option<&Self>,
+        hash: &ConfigHash,
+        failure: Option<Failure>,
+        former_ran: bool,
+        now: Timestamp,
+    ) -> Self {
+        let earlier = earlier.filter(|refused| refused.hash == *hash);
+        let times = earlier.map_or(0, |refused| refused.times).saturating_add(1);
+        // A second attempt may have found the old workload down because going back to it failed the first time.
+        let former_ran = former_ran || earlier.is_some_and(|refused| refused.former_ran);
+        Self { hash: hash.clone(), times, at: now.as_second(), failure, former_ran }
     }
 }
 
@@ -101,8 +124,13 @@ pub struct Memory {
 pub(crate) enum Undone {
     /// The connector is as it was, so that what the plan wanted remembered of it does not hold.
     AsBefore,
-    /// The same, and a workload with this configuration did not start, so that the old one went on.
-    RefusedStart(ConfigHash),
+    /// The same, and a workload with this configuration did not work, so that the old one went on.
+    RefusedStart {
+        hash: ConfigHash,
+        failure: Option<Failure>,
+        /// Whether the old one ran before.
+        former_ran: bool,
+    },
 }
 
 /// The counters of a workload that steps were for, as they are after the steps. They may have begun at zero again.
@@ -149,8 +177,8 @@ pub(crate) fn next(
     let mut connectors = findings.planned.clone().unwrap_or_else(|| recalled.connectors.clone());
     for (id, undone) in &findings.undone {
         let mut before = recalled.connectors.get(id).cloned().unwrap_or_default();
-        if let Undone::RefusedStart(hash) = undone {
-            before.refused = Some(another_refusal(before.refused.as_ref(), hash, now));
+        if let Undone::RefusedStart { hash, failure, former_ran } = undone {
+            before.refused = Some(RefusedStart::again(before.refused.as_ref(), hash, *failure, *former_ran, now));
         }
         connectors.insert(id.clone(), before);
     }
@@ -171,11 +199,6 @@ pub(crate) fn next(
     adopted.retain(|handle, _| !findings.gone.contains(handle));
     let registration = findings.registration.clone().or_else(|| recalled.registration.clone());
     (Memory { registration, connectors, adopted, xtm_one: recalled.xtm_one.clone() }, assessments)
-}
-
-fn another_refusal(earlier: Option<&RefusedStart>, hash: &ConfigHash, now: Timestamp) -> RefusedStart {
-    let times = earlier.filter(|refused| refused.hash == *hash).map_or(0, |refused| refused.times);
-    RefusedStart { hash: hash.clone(), times: times.saturating_add(1), at: now.as_second() }
 }
 
 #[cfg(test)]
@@ -238,7 +261,8 @@ mod tests {
     #[test]
     fn refused_starts_are_counted_for_one_configuration_and_begin_anew_for_another() {
         let refuse = |before: &Memory, text: &str| {
-            let undone = [(id("a"), Undone::RefusedStart(hash(text)))].into();
+            let refused = Undone::RefusedStart { hash: hash(text), failure: None, former_ran: true };
+            let undone = [(id("a"), refused)].into();
             next(before, &Findings { undone, ..Findings::default() }, RULE, noon()).0
         };
         let times = |memory: &Memory| memory.connectors[&id("a")].refused.as_ref().unwrap().times;

@@ -198,6 +198,17 @@ impl fmt::Display for WorkloadName {
     }
 }
 
+/// The name of a workload that was replaced and is kept until its replacement has proved itself. The engine's id in it
+/// keeps two such names apart. It holds a `.`, which no final name does.
+#[must_use]
+pub fn former_name(name: &WorkloadName, handle: &Handle) -> String {
+    let id: String = handle.0.chars().filter(char::is_ascii_alphanumeric).take(12).collect();
+    format!("{name}.{id}{FORMER_SUFFIX}")
+}
+
+/// The end of the name of each workload that is kept for a roll-back.
+pub const FORMER_SUFFIX: &str = ".xtm-former";
+
 /// The end of each temporary name, which a workload has until it is complete and its final name is free.
 pub const STAGED_SUFFIX: &str = ".xtm-next";
 
@@ -399,6 +410,8 @@ pub struct Vitals {
     pub backing_off: bool,
     /// The start of the current run, or of the last one. `None` when it never ran.
     pub started_at: Option<Timestamp>,
+    /// The exit code of the last run that ended. `None` when the engine does not say.
+    pub exit_code: Option<i64>,
 }
 
 /// How a workload gets another image or configuration.
@@ -444,6 +457,13 @@ impl Workload {
     #[must_use]
     pub fn is_staged(&self) -> bool {
         self.name.ends_with(STAGED_SUFFIX)
+    }
+
+    /// Whether it was replaced while it worked, and is kept for a roll-back. The name says so, because it is the one
+    /// thing about a container that can change, and because it survives the loss of the pass record.
+    #[must_use]
+    pub fn is_former(&self) -> bool {
+        self.name.ends_with(FORMER_SUFFIX)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::log_cursor::{LogCursor, LogPart};
 use crate::memory::{ConnectorMemory, Memory};
 use crate::model::{ConnectorId, Cure, Handle, ManagerId, Observed, Phase, PlatformKind, Trouble, Vitals};
 use crate::plan::Step;
+use crate::probation::Failure;
 use crate::render::Spec;
 use crate::secret::Secret;
 use crate::stop::Stop;
@@ -307,6 +308,9 @@ pub(crate) enum StepError {
     /// A refresh failed, and the old workload is as it was before.
     #[error("{cause}; the old one was kept")]
     RolledBack { cause: Box<StepError> },
+    /// The new workload started and did not stay up, so that the former one runs again. `log` are its last lines.
+    #[error("rolled back: {failure}{}; the former one runs again", last_lines(.log))]
+    Unstable { failure: Failure, log: Vec<String> },
     /// A refresh failed, and so did the attempt to bring the old workload back.
     #[error("{cause}; going back failed as well: {rollback}; the next pass repairs it")]
     RollbackFailed { cause: Box<StepError>, rollback: Box<StepError> },
@@ -319,10 +323,25 @@ pub(crate) enum StepError {
 }
 
 impl StepError {
-    /// Whether the old workload was interrupted for a new one that then did not start.
+    /// Whether the old workload was interrupted for a new one that then did not start or did not stay up, whatever
+    /// became of the attempt to go back.
     #[must_use]
     pub(crate) fn is_refused_start(&self) -> bool {
-        matches!(self, Self::RolledBack { cause } if matches!(**cause, Self::WontStart { .. }))
+        match self {
+            Self::RolledBack { cause } | Self::RollbackFailed { cause, .. } => cause.is_refused_start(),
+            Self::WontStart { .. } | Self::Unstable { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// How the new workload failed after it was started. `None` when it did not get that far.
+    #[must_use]
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::Unstable { failure, .. } => Some(*failure),
+            Self::RollbackFailed { cause, .. } => cause.failure(),
+            _ => None,
+        }
     }
 
     #[must_use]
@@ -335,10 +354,18 @@ impl StepError {
             Self::RolledBack { cause } => cause.cure(),
             Self::RollbackFailed { rollback, .. } => rollback.cure(),
             Self::Request(error) => error.cure(),
+            Self::Unstable { .. } => {
+                Cure("look at its log and mend its configuration on the platform, which is then tried at once")
+            }
             Self::NameTaken { .. } => Cure("give the connector another name on the platform, or take that one away"),
             Self::StillRunning { .. } => Cure("the next pass goes on once it has ended; look at what keeps it"),
             Self::Stopped(_) => Cure("the next pass goes on"),
             Self::Internal(_) => Cure("report it, with the log"),
         }
     }
+}
+
+/// The last lines of a log, to be put into a message of one line.
+fn last_lines(log: &[String]) -> String {
+    if log.is_empty() { String::new() } else { format!(", last log lines: {}", log.join(" | ")) }
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::desired::{Desired, Rejection};
 use crate::memory::Memory;
 use crate::model::{ConfigHash, ConnectorId, Handle, Observed, Workload};
+use crate::probation::{Failure, ProbationRule, Verdict};
 use crate::restart_window::{Assessment, LoopRule};
 
 pub use prune::PruneRefusal;
@@ -27,6 +28,8 @@ pub struct Policy {
     pub loop_action: LoopAction,
     /// The limits of the prune guard.
     pub prune: PrunePolicy,
+    /// How long a refreshed workload has to stay up before what it replaced is removed.
+    pub probation: ProbationRule,
 }
 
 /// What to do with a workload in a reboot loop.
@@ -111,8 +114,25 @@ pub enum Step {
         name: String,
         /// Whether the new workload is started.
         start: bool,
+        /// The workload that runs again when the new one fails on probation. It is either the old one, which then is
+        /// kept, or one that was kept before because the old one has not proved itself either. `None` when the old one
+        /// did not work, or cannot be kept.
+        fallback: Option<Former>,
         /// Why the workload is replaced.
         reason: RefreshReason,
+    },
+    /// Remove a workload that failed on probation, and start the one that it replaced.
+    RollBack {
+        /// The workload that failed.
+        failed: Handle,
+        /// The workload that it replaced.
+        former: Former,
+        /// The name that the former workload gets back.
+        name: String,
+        /// The configuration that failed. `None` when the workload has no hash that can be read.
+        hash: Option<ConfigHash>,
+        /// What the failed workload did.
+        failure: Failure,
     },
     /// Delete a workload and make it anew, because it cannot be changed in place to what it should be.
     Recreate {
@@ -168,6 +188,15 @@ pub enum Step {
     },
 }
 
+/// A workload that was replaced and is kept, stopped, until its replacement has proved itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Former {
+    /// The workload.
+    pub handle: Handle,
+    /// The name under which it is kept.
+    pub name: String,
+}
+
 /// Why a workload is replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -205,6 +234,8 @@ pub enum StartReason {
     Paused,
     /// Somebody scaled it to several instances, and only one may run.
     Multiplied,
+    /// Its replacement failed, and an earlier pass could not start it again.
+    RolledBack,
 }
 
 /// Why a workload is deleted.
@@ -217,6 +248,8 @@ pub enum RemoveReason {
     Duplicate,
     /// An earlier pass was cut off before the workload was complete.
     Incomplete,
+    /// The workload that replaced it has stayed up for the time of probation.
+    Replaced,
 }
 
 /// Why nothing is done about a connector.
@@ -225,6 +258,11 @@ pub enum RemoveReason {
 pub enum Skip {
     /// It runs, as it should.
     Running,
+    /// It runs, as it should, and what it replaced is kept until then.
+    OnProbation {
+        /// The earliest time at which it has proved itself.
+        until: Timestamp,
+    },
     /// It should run, and the orchestrator is trying to run it.
     Pending,
     /// It exists and is stopped, as it should be.
@@ -249,14 +287,15 @@ pub enum Skip {
 pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Policy, now: Timestamp) -> Plan {
     let groups = keeper::group(observed);
     let kept = keeper::choose(desired, &groups);
+    let formers = keeper::formers(desired, &groups, &kept, policy.probation, now);
     let refusal = prune::judge(desired, &groups, memory, policy.prune);
     let claims = names::Claims::new(desired, observed);
-    let removals = keeper::removals(desired, &groups, &kept, &claims, refusal.is_some());
+    let removals = keeper::removals(desired, &groups, &kept, &formers, &claims, refusal.is_some());
     let names = names::Names::new(claims, observed, &removals);
 
     let mut decided = decide::Decided::new(memory, policy, now);
     for (id, connector) in &desired.connectors {
-        decided.connector(connector, kept.get(id).copied(), &names);
+        decided.connector(connector, kept.get(id).copied(), formers.get(id).copied(), &names);
     }
     for rejected in desired.rejected.values() {
         decided.rejected(rejected, kept.get(&rejected.id).copied());
@@ -295,6 +334,7 @@ impl Step {
         match self {
             Self::Deploy { .. } => "deploy",
             Self::Refresh { .. } => "refresh",
+            Self::RollBack { .. } => "roll-back",
             Self::Recreate { .. } => "recreate",
             Self::Rename { .. } => "rename",
             Self::Start { .. } => "start",
@@ -304,13 +344,15 @@ impl Step {
         }
     }
 
-    /// The workload that the step changes. `None` for a deploy, which has no workload yet.
+    /// The workload that the step changes. `None` for a deploy, which has no workload yet. For a roll-back it is the one
+    /// that is to run again.
     #[must_use]
     pub fn handle(&self) -> Option<&Handle> {
         match self {
             Self::Deploy { .. } => None,
             Self::Refresh { old: handle, .. }
             | Self::Recreate { old: handle, .. }
+            | Self::RollBack { former: Former { handle, .. }, .. }
             | Self::Rename { handle, .. }
             | Self::Start { handle, .. }
             | Self::Stop { handle }
@@ -319,13 +361,29 @@ impl Step {
         }
     }
 
-    /// The workload whose log is gone once the step is done. `None` when the step keeps the log.
+    /// The workload whose log ends with the step, so that this is the last chance to read it. `None` when the step ends
+    /// no log: that of a workload that was kept for a roll-back ended when it was replaced.
     #[must_use]
-    pub fn takes_away(&self) -> Option<&Handle> {
+    pub fn ends_log_of(&self) -> Option<&Handle> {
         match self {
-            Self::Refresh { old: handle, .. } | Self::Recreate { old: handle, .. } | Self::Remove { handle, .. } => {
-                Some(handle)
-            }
+            Self::Remove { reason: RemoveReason::Replaced, .. } => None,
+            Self::Refresh { old: handle, .. }
+            | Self::Recreate { old: handle, .. }
+            | Self::RollBack { failed: handle, .. }
+            | Self::Remove { handle, .. } => Some(handle),
+            _ => None,
+        }
+    }
+
+    /// The workload that does not exist any more once the step is done.
+    #[must_use]
+    pub fn removes(&self) -> Option<&Handle> {
+        match self {
+            Self::Refresh { old, fallback: Some(former), .. } if former.handle == *old => None,
+            Self::Refresh { old: handle, .. }
+            | Self::Recreate { old: handle, .. }
+            | Self::RollBack { failed: handle, .. }
+            | Self::Remove { handle, .. } => Some(handle),
             _ => None,
         }
     }
@@ -341,3 +399,5 @@ impl Step {
 type Groups<'a> = BTreeMap<&'a ConnectorId, Vec<&'a Workload>>;
 /// For each connector, the workload that stays.
 type Kept<'a> = BTreeMap<&'a ConnectorId, &'a Workload>;
+/// For each connector on probation, the workload that is kept for a roll-back, and what became of its replacement.
+type Formers<'a> = BTreeMap<&'a ConnectorId, (&'a Workload, Verdict)>;

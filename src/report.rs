@@ -13,7 +13,7 @@ use crate::desired::Rejection;
 use crate::exit;
 use crate::model::{ConnectorId, Cure, PlatformKind, Trouble};
 use crate::orchestrator::{OrchestratorError, StepError};
-use crate::plan::{Decision, Entry, Plan, PruneRefusal, Step};
+use crate::plan::{Decision, Entry, Plan, PruneRefusal, Skip, Step};
 use crate::platform::PlatformError;
 use crate::publish::{Failure, Sent};
 use crate::restart_window::Assessment;
@@ -115,6 +115,8 @@ pub(crate) struct Line {
     /// Restarts over the workload's life. `None` for a workload that is down.
     pub(crate) restarts: Option<u64>,
     pub(crate) reboot_loop: bool,
+    /// Until when the workload is on probation at least. `None` when it is not.
+    pub(crate) on_probation_until: Option<Timestamp>,
     pub(crate) troubles: Vec<TroubleReport>,
 }
 
@@ -137,6 +139,8 @@ pub(crate) struct PlanReport<'a> {
     /// The judgement on the restarts of each workload that is up.
     pub(crate) assessments: &'a BTreeMap<ConnectorId, Assessment>,
     pub(crate) troubles: &'a BTreeMap<ConnectorId, Vec<Trouble>>,
+    /// Until when the workloads are on probation that this pass has refreshed.
+    pub(crate) probation: &'a BTreeMap<ConnectorId, Timestamp>,
 }
 
 /// The result of a decision.
@@ -289,7 +293,7 @@ impl LaneReport {
 
     /// Adds the decisions of the plan with their results.
     pub fn plan(&mut self, input: PlanReport<'_>) {
-        let PlanReport { plan, rejected, outcomes, assessments, troubles } = input;
+        let PlanReport { plan, rejected, outcomes, assessments, troubles, probation } = input;
         if let Some(refusal) = &plan.refusal {
             self.codes.push(exit::GUARD);
             self.prune_refused = Some(refusal.clone());
@@ -309,6 +313,13 @@ impl LaneReport {
                 line.restarts = Some(assessment.total);
                 line.reboot_loop = assessment.looping;
             }
+            line.on_probation_until = match &line.entry.decision {
+                Decision::Skip(Skip::OnProbation { until }) => Some(*until),
+                Decision::Step(Step::Refresh { .. }) if line.result == LineResult::Done => {
+                    probation.get(&entry.connector).copied()
+                }
+                _ => None,
+            };
             if let Some(troubles) = troubles.get(&entry.connector) {
                 line.take_troubles(troubles, self.lane);
             }
@@ -357,6 +368,7 @@ impl LaneReport {
             took_ms: None,
             restarts: None,
             reboot_loop: false,
+            on_probation_until: None,
             troubles: vec![],
         };
         if let Some(rejection) = late {

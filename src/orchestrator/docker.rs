@@ -180,7 +180,7 @@ impl Docker {
     async fn begin(&self, handle: &Handle, reason: StartReason) -> Result<(), StepError> {
         match reason {
             StartReason::Paused => self.engine.unpause_container(&handle.0).await.map_err(part("cannot be unpaused")),
-            StartReason::Requested | StartReason::Ended | StartReason::Multiplied => {
+            StartReason::Requested | StartReason::Ended | StartReason::Multiplied | StartReason::RolledBack => {
                 self.start(&handle.0).await.map_err(part("cannot be started"))
             }
         }
@@ -310,9 +310,14 @@ impl Orchestrator for Docker {
         let spec = || context.spec.ok_or_else(|| StepError::Internal(format!("a {} without a spec", step.word())));
         match step {
             Step::Deploy { name } => self.deploy(spec()?, name, context.stop).await.map(Some),
-            Step::Refresh { old, old_name, old_up, name, start, .. } => {
-                let old = replace::Old { handle: old, name: old_name, up: *old_up };
+            Step::Refresh { old, old_name, old_up, name, start, fallback, .. } => {
+                let kept = fallback.as_ref().filter(|former| former.handle == *old);
+                let kept_as = kept.map(|former| former.name.as_str());
+                let old = replace::Old { handle: old, name: old_name, up: *old_up, kept_as };
                 self.refresh(spec()?, &old, name, *start, context).await.map(Some)
+            }
+            Step::RollBack { failed, former, name, .. } => {
+                self.roll_back(failed, former, name, context).await.map(Some)
             }
             // The planner recreates Deployments only. A container is always replaced by another one.
             Step::Recreate { .. } => Err(StepError::Internal("a container need not be recreated".to_owned())),

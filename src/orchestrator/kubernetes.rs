@@ -306,6 +306,8 @@ impl Orchestrator for Kubernetes {
                 self.read_last_log(old, context).await;
                 self.recreate(spec()?, old, name, *start, *obstacle, context.stop).await.map(Some)
             }
+            // The planner keeps no former Deployment.
+            Step::RollBack { .. } => Err(StepError::Internal("a Deployment cannot be rolled back".to_owned())),
             Step::Rename { .. } => Err(StepError::Internal("a Deployment cannot be renamed".to_owned())),
             Step::Start { handle, .. } => {
                 self.scale(handle, 1).await?;

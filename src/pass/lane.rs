@@ -1,6 +1,7 @@
 //! Runs one platform's part of a pass: registration check -> pull -> observe -> plan -> apply -> health -> logs ->
 //! report.
 
+mod probation;
 mod publishing;
 mod registration;
 mod xtm_one;
@@ -22,7 +23,9 @@ use crate::memory::{self, Findings, Memory};
 use crate::model::{ConnectorId, Trouble};
 use crate::orchestrator::docker::Docker;
 use crate::orchestrator::kubernetes::Kubernetes;
-use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, OrchestratorSettings, Owner, Recalled};
+use crate::orchestrator::{
+    LogRequest, Observation, Orchestrator, OrchestratorError, OrchestratorSettings, Owner, Recalled,
+};
 use crate::plan::{self, Plan, Policy, Step};
 use crate::platform::{self, Platform, PlatformError, PlatformSettings};
 use crate::prepare::{self, Prepared};
@@ -194,6 +197,7 @@ impl Lane<'_> {
             outcomes: None,
             assessments: &look.plan.assessments,
             troubles: &troubles,
+            probation: &BTreeMap::new(),
         });
         Ok(())
     }
@@ -257,7 +261,7 @@ impl Lane<'_> {
         if let Some(cause) = self.stop.cause() {
             return Err(End::Stopped(cause));
         }
-        let gone = look.plan.steps().filter_map(|(_, step)| step.takes_away());
+        let gone = look.plan.steps().filter_map(|(_, step)| step.removes());
         known.findings.gone = gone.map(|handle| handle.0.clone()).collect();
         known.findings.planned = Some(look.plan.memory.connectors.clone());
         known.findings.adopted = Some(observation.adopted.clone());
@@ -267,13 +271,14 @@ impl Lane<'_> {
             after_apply::before_steps(orchestrator, &look.desired, &look.plan, observation, concurrency).await;
         let (mut outcomes, mut published) = self.apply(orchestrator, permit, &look, &after, known).await;
 
+        let probation = self.settle(store, &look, &mut outcomes, &mut after, known).await;
+
         let begun = Instant::now();
         known.findings.undone = after_apply::undone(&look.plan, &outcomes, &look.prepared.rejected);
-        after_apply::look_again(orchestrator, &look.plan, &outcomes, concurrency, &mut after).await;
         known.findings.looks = after.last_looks();
         let (memory, judged) = self.next_memory(known);
         let assessments: BTreeMap<_, _> = look.plan.assessments.clone().into_iter().chain(judged).collect();
-        self.report_plan(&look, &outcomes, &assessments, &after);
+        self.report_plan(&look, &outcomes, &assessments, &after, &probation);
         let state = self.publish_state(&look.desired, &after, &assessments, &memory);
         let rest = self.publish_rest(orchestrator, permit, &look.plan, state, &mut outcomes).await;
         published.add(rest);
@@ -355,9 +360,10 @@ impl Lane<'_> {
         observation: &Observation,
         known: &mut Known,
     ) -> Result<(), End> {
-        if plan.steps().any(|(_, step)| matches!(step, Step::Hold { .. })) {
-            // The hold is stored before its step. If the pass were killed between the step and storing the hold, the
-            // next pass would start the connector again.
+        if plan.steps().any(|(_, step)| matches!(step, Step::Hold { .. } | Step::RollBack { .. })) {
+            // A hold is stored before its step, and so is the configuration that a roll-back refuses. If the pass were
+            // killed between the step and storing it, the next pass would start the connector, or that configuration,
+            // again.
             let (memory, _) = self.next_memory(known);
             if let Err(error) = store.write_connectors(memory).await {
                 // Nothing of the plan is carried out, so nothing of it may be remembered.
@@ -383,17 +389,9 @@ impl Lane<'_> {
     ) -> (Outcomes, Published) {
         let begun = Instant::now();
         let with_steps = after_apply::connectors_with_steps(&look.plan);
-        let secrets = self.secrets_of_last_logs(look, after, &with_steps);
+        let secrets = self.secrets_of_last_logs(&look.plan, &look.desired, after);
         let last_logs = self.last_logs(&secrets, &known.recalled);
-        let applier = Applier {
-            orchestrator,
-            platform: self.platform.kind(),
-            permit,
-            prepared: &look.prepared,
-            last_logs: &last_logs,
-            stop: &self.stop,
-            concurrency: self.pass.concurrency,
-        };
+        let applier = self.applier(orchestrator, permit, &look.prepared, &last_logs);
         let (memory, _) = self.next_memory(known);
         let state = self.publish_state(&look.desired, after, &look.plan.assessments, &memory);
         let quiet = publish::publications(state, |id| !with_steps.contains(id));
@@ -403,12 +401,24 @@ impl Lane<'_> {
         done
     }
 
+    fn applier<'b, O: Orchestrator>(
+        &'b self,
+        orchestrator: &'b O,
+        permit: Permit,
+        prepared: &'b Prepared,
+        last_logs: &'b BTreeMap<ConnectorId, LogRequest<'b>>,
+    ) -> Applier<'b, O> {
+        let (platform, stop, concurrency) = (self.platform.kind(), &self.stop, self.pass.concurrency);
+        Applier { orchestrator, platform, permit, prepared, last_logs, stop, concurrency }
+    }
+
     fn report_plan(
         &mut self,
         look: &Look,
         outcomes: &Outcomes,
         assessments: &BTreeMap<ConnectorId, Assessment>,
         after: &WorkloadsAfter,
+        probation: &BTreeMap<ConnectorId, Timestamp>,
     ) {
         for (id, error) in &after.lost {
             self.report.not_seen(id, error);
@@ -419,6 +429,7 @@ impl Lane<'_> {
             outcomes: Some(outcomes),
             assessments,
             troubles: &after.troubles(),
+            probation,
         });
     }
 

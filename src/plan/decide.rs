@@ -5,13 +5,18 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use crate::desired::{Rejected, Rejection};
-use crate::memory::{ConnectorMemory, Memory};
-use crate::model::{Change, Connector, ConnectorId, CurrentStatus, Phase, Requested, Workload};
+use crate::memory::{ConnectorMemory, Memory, RefusedStart};
+use crate::model::{Change, Connector, ConnectorId, CurrentStatus, Phase, Requested, Workload, former_name};
 use crate::plan::names::Names;
 use crate::plan::{
-    Decision, Entry, LoopAction, Obstacle, Policy, PruneRefusal, RefreshReason, Skip, StartReason, Step,
+    Decision, Entry, Former, LoopAction, Obstacle, Policy, PruneRefusal, RefreshReason, Skip, StartReason, Step,
 };
+use crate::probation::{Failure, Verdict};
 use crate::restart_window::{self, Assessment, Reading};
+
+/// After a roll-back that failed, the next pass starts what worked before another attempt is made, if it comes within this
+/// time, in seconds. Later the attempt comes first: what does not start either must not keep it away for ever.
+const REPAIR_S: i64 = 600;
 
 /// The decisions so far, and what is to be remembered because of them.
 pub(super) struct Decided<'a> {
@@ -28,8 +33,15 @@ impl<'a> Decided<'a> {
         Self { policy, now, before, entries: vec![], assessments: BTreeMap::new(), connectors: BTreeMap::new() }
     }
 
-    /// Decides about a listed connector that can be used.
-    pub(super) fn connector(&mut self, connector: &Connector, workload: Option<&Workload>, names: &Names<'_>) {
+    /// Decides about a listed connector that can be used. `former` is what its workload replaced, and what probation has
+    /// shown so far.
+    pub(super) fn connector(
+        &mut self,
+        connector: &Connector,
+        workload: Option<&Workload>,
+        former: Option<(&Workload, Verdict)>,
+        names: &Names<'_>,
+    ) {
         if let Some(reason) = names.rejection(connector) {
             let (id, title) = (connector.id.clone(), connector.title.clone());
             return self.rejected(&Rejected { id, title, reason, shown: connector.shown }, workload);
@@ -39,18 +51,29 @@ impl<'a> Decided<'a> {
             self.push(&connector.id, &connector.title, absent(connector, final_name));
             return;
         };
+        if let Some((former, Verdict::Failed(failure))) = former {
+            return self.roll_back(connector, workload, former, failure, final_name);
+        }
         let held = self.held(connector, workload);
-        if let Some(reason) = self.backs_off(connector, workload) {
-            let (id, title) = (connector.id.clone(), connector.title.clone());
-            return self.rejected(&Rejected { id, title, reason, shown: connector.shown }, Some(workload));
+        let refused = self.refused(connector, workload);
+        if let Some(refused) = refused.as_ref().filter(|refused| self.waits(refused, workload)) {
+            return self.wait_with_former(connector, workload, refused, final_name);
         }
         let refresh_reason = refresh_reason(connector, workload);
         let ended = has_ended(connector, workload) && !held && refresh_reason.is_none();
         let assessment = self.remember(&connector.id, Some(workload), u64::from(ended));
         self.keep_or_release(connector, workload, held);
         if let Some(reason) = refresh_reason {
-            let step = replace(connector, workload, final_name, reason, held);
+            let former_ran = refused.is_some_and(|refused| refused.former_ran);
+            let fallback = self.fallback(connector, workload, former, held);
+            if fallback.is_some() {
+                self.remember_refusal(connector);
+            }
+            let step = replace(connector, workload, final_name, reason, held, former_ran, fallback);
             return self.push(&connector.id, &connector.title, Decision::Step(step));
+        }
+        if former.is_some_and(|(_, verdict)| verdict != Verdict::Passed) {
+            self.remember_refusal(connector);
         }
         if workload.name != final_name && workload.change == Change::Replaced {
             let rename =
@@ -60,10 +83,91 @@ impl<'a> Decided<'a> {
         let hold = assessment.filter(|a| a.looping && self.policy.loop_action == LoopAction::Stop);
         let decision = match connector.requested {
             Requested::Run if held => Decision::Skip(Skip::Held),
-            Requested::Run => self.keep_running(connector, workload, hold, &final_name),
+            Requested::Run => match (self.keep_running(connector, workload, hold, &final_name), former) {
+                (Decision::Skip(Skip::Running), Some((_, Verdict::Until(until)))) => {
+                    Decision::Skip(Skip::OnProbation { until })
+                }
+                (decision, _) => decision,
+            },
             Requested::Stop => stop(workload),
         };
         self.push(&connector.id, &connector.title, decision);
+    }
+
+    /// Goes back to what worked. The restarts of the failed workload do not count, because its configuration goes with
+    /// it.
+    fn roll_back(
+        &mut self,
+        connector: &Connector,
+        failed: &Workload,
+        former: &Workload,
+        failure: Failure,
+        name: String,
+    ) {
+        let before = self.before.connectors.get(&connector.id);
+        let (window, log) = before.map_or((None, None), |memory| (memory.window.clone(), memory.log.clone()));
+        let earlier = before.and_then(|memory| memory.refused.as_ref());
+        let refused =
+            failed.hash.as_ref().map(|hash| RefusedStart::again(earlier, hash, Some(failure), true, self.now));
+        let memory = ConnectorMemory { window, log, refused, ..ConnectorMemory::default() };
+        self.connectors.insert(connector.id.clone(), memory);
+        let step = Step::RollBack {
+            failed: failed.handle.clone(),
+            former: Former { handle: former.handle.clone(), name: former.name.clone() },
+            name,
+            hash: failed.hash.clone(),
+            failure,
+        };
+        self.push(&connector.id, &connector.title, Decision::Step(step));
+    }
+
+    /// Leaves the connector with what worked while its new configuration is not tried again yet. What worked is started
+    /// when a roll-back before did not get that far.
+    fn wait_with_former(&mut self, connector: &Connector, workload: &Workload, refused: &RefusedStart, name: String) {
+        if workload.name != name {
+            let rename = Step::Rename { handle: workload.handle.clone(), from: workload.name.clone(), to: name };
+            self.push(&connector.id, &connector.title, Decision::Step(rename));
+        }
+        if !workload.phase.is_up() {
+            let start = Step::Start { handle: workload.handle.clone(), reason: StartReason::RolledBack };
+            self.push(&connector.id, &connector.title, Decision::Step(start));
+        }
+        let after = Timestamp::from_second(refused.next()).unwrap_or(Timestamp::MAX).max(self.now);
+        let reason = Rejection::WontStart { times: refused.times, failure: refused.failure, after };
+        let (id, title) = (connector.id.clone(), connector.title.clone());
+        self.rejected(&Rejected { id, title, reason, shown: connector.shown }, Some(workload));
+    }
+
+    /// Keeps the count of failed attempts while another one is on its way.
+    fn remember_refusal(&mut self, connector: &Connector) {
+        let refused = self.before.connectors.get(&connector.id).and_then(|memory| memory.refused.clone());
+        if let Some(refused) = refused.filter(|refused| refused.hash == connector.hash) {
+            self.connectors.entry(connector.id.clone()).or_default().refused = Some(refused);
+        }
+    }
+
+    /// The workload that runs again when the one that replaces `old` fails on probation.
+    fn fallback(
+        &self,
+        connector: &Connector,
+        old: &Workload,
+        former: Option<(&Workload, Verdict)>,
+        held: bool,
+    ) -> Option<Former> {
+        let starts = connector.requested == Requested::Run && !held;
+        if self.policy.probation.length_s == 0 || !starts || old.change != Change::Replaced {
+            return None;
+        }
+        if let Some((former, Verdict::Until(_) | Verdict::Down)) = former {
+            return Some(Former { handle: former.handle.clone(), name: former.name.clone() });
+        }
+        let worked = match old.phase {
+            Phase::Running | Phase::Paused => true,
+            Phase::Created | Phase::Exited => old.is_former() || has_ended(connector, old),
+            _ => false,
+        };
+        let name = if old.is_former() { old.name.clone() } else { former_name(&connector.name, &old.handle) };
+        worked.then(|| Former { handle: old.handle.clone(), name })
     }
 
     /// Decides about a listed connector that cannot be used. A workload that it has keeps running.
@@ -117,17 +221,24 @@ impl<'a> Decided<'a> {
             && !workload.phase.is_up()
     }
 
-    /// The rejection of a configuration that lately did not start. Another attempt so soon would only interrupt the old
-    /// workload again. `None` when it may be tried.
-    fn backs_off(&self, connector: &Connector, workload: &Workload) -> Option<Rejection> {
+    /// What is remembered of earlier attempts with the configuration that the workload lacks. `None` when there were
+    /// none.
+    fn refused(&self, connector: &Connector, workload: &Workload) -> Option<RefusedStart> {
         let refused = self.before.connectors.get(&connector.id)?.refused.as_ref()?;
-        let waits = refused.hash == connector.hash
+        let applies = refused.hash == connector.hash
             && workload.hash.as_ref() != Some(&connector.hash)
-            && workload.phase.is_up()
-            && connector.requested == Requested::Run
-            && self.now.as_second() < refused.next();
-        let after = Timestamp::from_second(refused.next()).unwrap_or(Timestamp::MAX);
-        waits.then_some(Rejection::WontStart { times: refused.times, after })
+            && connector.requested == Requested::Run;
+        applies.then(|| refused.clone())
+    }
+
+    /// Whether another attempt would come too soon. Each one interrupts what works.
+    fn waits(&self, refused: &RefusedStart, workload: &Workload) -> bool {
+        let now_s = self.now.as_second();
+        if workload.phase.is_up() {
+            return now_s < refused.next();
+        }
+        let can_start = matches!(workload.phase, Phase::Created | Phase::Exited);
+        refused.former_ran && can_start && now_s < refused.next().max(refused.at.saturating_add(REPAIR_S))
     }
 
     /// Remembers a hold that lasts. A release also forgets the restarts that led to the hold, because otherwise they
@@ -237,6 +348,7 @@ fn has_ended(connector: &Connector, workload: &Workload) -> bool {
     connector.requested == Requested::Run
         && connector.shown == Some(CurrentStatus::Started)
         && workload.phase == Phase::Exited
+        && !workload.is_former()
 }
 
 fn refresh_reason(connector: &Connector, workload: &Workload) -> Option<RefreshReason> {
@@ -246,7 +358,15 @@ fn refresh_reason(connector: &Connector, workload: &Workload) -> Option<RefreshR
     (workload.phase == Phase::Broken).then_some(RefreshReason::Broken)
 }
 
-fn replace(connector: &Connector, workload: &Workload, name: String, reason: RefreshReason, held: bool) -> Step {
+fn replace(
+    connector: &Connector,
+    workload: &Workload,
+    name: String,
+    reason: RefreshReason,
+    held: bool,
+    former_ran: bool,
+    fallback: Option<Former>,
+) -> Step {
     let (old, old_name) = (workload.handle.clone(), workload.name.clone());
     let start = connector.requested == Requested::Run && !held;
     let obstacle = match workload.change {
@@ -257,8 +377,8 @@ fn replace(connector: &Connector, workload: &Workload, name: String, reason: Ref
     match obstacle {
         Some(obstacle) => Step::Recreate { old, old_name, name, start, reason, obstacle },
         None => {
-            let old_up = workload.phase.is_up() || has_ended(connector, workload);
-            Step::Refresh { old, old_name, old_up, name, start, reason }
+            let old_up = workload.phase.is_up() || has_ended(connector, workload) || workload.is_former() || former_ran;
+            Step::Refresh { old, old_name, old_up, name, start, fallback, reason }
         }
     }
 }

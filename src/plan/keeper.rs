@@ -1,9 +1,12 @@
 //! Which of a connector's workloads stays, and which go.
 
+use jiff::Timestamp;
+
 use crate::desired::Desired;
-use crate::model::{ConfigHash, Observed, Phase, Workload, WorkloadName};
+use crate::model::{ConfigHash, Observed, Phase, Requested, Workload, WorkloadName};
 use crate::plan::names::Claims;
-use crate::plan::{Decision, Entry, Groups, Kept, RemoveReason, Step};
+use crate::plan::{Decision, Entry, Formers, Groups, Kept, RemoveReason, Step};
+use crate::probation::{ProbationRule, Verdict};
 
 /// Workloads by connector; within one, in the order of their engine ids.
 pub(super) fn group(observed: &Observed) -> Groups<'_> {
@@ -36,6 +39,35 @@ fn is_complete(workload: &Workload) -> bool {
     !(workload.is_staged() && matches!(workload.phase, Phase::Created | Phase::Broken))
 }
 
+/// The workloads that are kept for a roll-back, each with the verdict on its replacement.
+///
+/// A connector that should not run has no verdict to wait for, and its former workload stays as well. One that runs,
+/// because somebody started it by hand, is a duplicate like any other.
+pub(super) fn formers<'a>(
+    desired: &Desired,
+    groups: &Groups<'a>,
+    kept: &Kept<'a>,
+    rule: ProbationRule,
+    now: Timestamp,
+) -> Formers<'a> {
+    let mut formers = Formers::new();
+    for (id, keeper) in kept.iter().filter(|(_, keeper)| !keeper.is_former()) {
+        let Some(connector) = desired.connectors.get(*id) else { continue };
+        let theirs = groups.get(*id).into_iter().flatten();
+        let former = theirs
+            .filter(|workload| workload.is_former() && matches!(workload.phase, Phase::Created | Phase::Exited))
+            .max_by_key(|workload| (workload.created, &workload.handle));
+        let Some(former) = former else { continue };
+        let verdict =
+            match (rule.judge(keeper.phase, keeper.vitals.as_ref(), connector.shown, now), connector.requested) {
+                (Verdict::Failed(_) | Verdict::Until(_), Requested::Stop) => Verdict::Down,
+                (verdict, _) => verdict,
+            };
+        formers.insert(id, (former, verdict));
+    }
+    formers
+}
+
 /// Right name and hash first (design: Ownership), unless it can never run again; then what runs, before what is merely
 /// well named. A replacement that is down before it took its name has failed: what it was to replace stays.
 fn rank<'a>(workload: &'a Workload, wanted: Option<(&WorkloadName, &ConfigHash)>) -> impl Ord + use<'a> {
@@ -43,7 +75,13 @@ fn rank<'a>(workload: &'a Workload, wanted: Option<(&WorkloadName, &ConfigHash)>
     let hash = wanted.is_some_and(|(_, hash)| workload.hash.as_ref() == Some(hash));
     let up = workload.phase.is_up();
     let failed = workload.is_staged() && !up;
-    (workload.phase != Phase::Broken, name && hash, !failed, hash, up, name, workload.created, &workload.handle)
+    // What was replaced counts only when its configuration is wanted again, when somebody started it, or when nothing
+    // else is left.
+    let current = hash || up || !workload.is_former();
+    // Of two with the wanted hash, the one that replaced the other.
+    let replacement = hash && !workload.is_former();
+    let runs = (workload.phase != Phase::Broken, name && hash, !failed, hash, replacement, up);
+    (current, runs, name, workload.created, &workload.handle)
 }
 
 /// Every removal: of unlisted connectors unless refused, and of what a listed connector has too many.
@@ -53,6 +91,7 @@ pub(super) fn removals(
     desired: &Desired,
     groups: &Groups<'_>,
     kept: &Kept<'_>,
+    formers: &Formers<'_>,
     claims: &Claims<'_>,
     refused: bool,
 ) -> Vec<Entry> {
@@ -62,12 +101,15 @@ pub(super) fn removals(
         let usable = connector.is_some_and(|connector| claims.rejection(connector).is_none());
         for workload in workloads {
             let stays = kept.get(*id).is_some_and(|keeper| keeper.handle == workload.handle);
+            let former = formers.get(*id).filter(|(former, _)| former.handle == workload.handle);
             let reason = if !desired.lists(id) {
                 (!refused && workload.platform.is_some()).then_some(RemoveReason::NotListed)
             } else if claims.is_unobservable(id) {
                 None
             } else if !is_complete(workload) {
                 Some(RemoveReason::Incomplete)
+            } else if let Some((_, verdict)) = former {
+                (*verdict == Verdict::Passed && usable).then_some(RemoveReason::Replaced)
             } else {
                 (!stays && usable).then_some(RemoveReason::Duplicate)
             };

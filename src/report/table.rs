@@ -90,6 +90,9 @@ fn row(lane: PlatformKind, line: &Line) -> [String; 5] {
         Decision::Skip(skip) => detail.push(skip_detail(skip)),
         Decision::Reject(_) => {}
     }
+    if let Some(until) = line.on_probation_until {
+        detail.push(format!("on probation until {until:.0}, what it replaced is kept"));
+    }
     detail.extend(line.error.clone());
     detail.extend(line.cure.as_ref().map(|cure| format!("-> {cure}")));
     if line.reboot_loop {
@@ -126,8 +129,13 @@ fn step_detail(step: &Step) -> String {
         Step::Recreate { reason, old_name, name, obstacle: Obstacle::Name, .. } => {
             format!("{}; {old_name} removed and made anew as {name}: a name can never change", refresh_reason(reason))
         }
+        // The result says what failed.
+        Step::RollBack { .. } => String::new(),
         Step::Rename { from, to, .. } => format!("{from} -> {to}"),
         Step::Start { reason: StartReason::Ended, .. } => "it ended by itself".to_owned(),
+        Step::Start { reason: StartReason::RolledBack, .. } => {
+            "its replacement failed, and it could not be started again before".to_owned()
+        }
         Step::Start { reason: StartReason::Paused, .. } => "it was paused".to_owned(),
         Step::Start { reason: StartReason::Multiplied, .. } => {
             "it was scaled to several instances; only one may run".to_owned()
@@ -136,6 +144,7 @@ fn step_detail(step: &Step) -> String {
         Step::Remove { name, reason, .. } => match reason {
             RemoveReason::NotListed => "not on the platform any more".to_owned(),
             RemoveReason::Duplicate => format!("{name}: another workload of this connector stays"),
+            RemoveReason::Replaced => format!("{name}: its replacement has stayed up"),
             RemoveReason::Incomplete => format!("{name}: an earlier pass was cut off while making it"),
         },
         Step::Hold { restarts, .. } => {
@@ -155,6 +164,8 @@ fn refresh_reason(reason: &RefreshReason) -> String {
 
 fn skip_detail(skip: &Skip) -> String {
     match skip {
+        // The time until when is told as for a refresh.
+        Skip::OnProbation { .. } => String::new(),
         Skip::Running => "running".to_owned(),
         Skip::Pending => "told to run, and not running yet".to_owned(),
         Skip::Stopped => "stopped, as requested".to_owned(),
@@ -202,6 +213,7 @@ fn past(word: &str, command: &str) -> String {
     match word {
         "stop" => "stopped".to_owned(),
         "hold" => "held".to_owned(),
+        "roll-back" => "rolled back".to_owned(),
         word if word.ends_with('e') => format!("{word}d"),
         word => format!("{word}ed"),
     }

@@ -7,11 +7,13 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestCaseResult, TestRng, TestRunner};
 use xtm_reconcile::desired::{Listing, WireConnector};
-use xtm_reconcile::memory::{ConnectorMemory, Memory};
+use xtm_reconcile::memory::{ConnectorMemory, Memory, RefusedStart};
 use xtm_reconcile::model::{
-    Change, ConfigHash, ConnectorId, Handle, Observed, Phase, PlatformKind, Vitals, Workload, WorkloadName,
+    Change, ConfigHash, ConnectorId, FORMER_SUFFIX, Handle, Observed, Phase, PlatformKind, Vitals, Workload,
+    WorkloadName, former_name,
 };
 use xtm_reconcile::plan::{LoopAction, Plan, Policy, PrunePolicy, plan};
+use xtm_reconcile::probation::ProbationRule;
 use xtm_reconcile::restart_window::{LoopRule, RestartWindow, Sample};
 
 use crate::scenario::turn;
@@ -123,19 +125,31 @@ fn phase() -> impl Strategy<Value = Phase> {
     ]
 }
 
+/// What the name of a workload says of it.
+#[derive(Debug, Clone, Copy)]
+enum Named {
+    Finally,
+    Staged,
+    Former,
+}
+
 fn workload() -> impl Strategy<Value = Workload> {
-    let name = (prop::sample::select(&NAMES[..]), prop::bool::weighted(0.2));
+    let named = prop_oneof![6 => Just(Named::Finally), 2 => Just(Named::Staged), 2 => Just(Named::Former)];
+    let name = (prop::sample::select(&NAMES[..]), named);
     let hash_version = prop_oneof![9 => (0..2_u8).prop_map(Some), 1 => Just(None)];
-    let times = (0..100_000_i64, prop_oneof![Just(0_u64), 0..30_u64]);
+    let runs = prop_oneof![Just(None), (0..200_i64).prop_map(Some)];
+    let times = (0..100_000_i64, prop_oneof![Just(0_u64), 0..30_u64], runs);
     (id(), name, hash_version, phase(), times, prop::bool::weighted(0.9)).prop_map(
-        |(id, (name, staged), version, phase, (age, restarts), labelled)| {
+        |(id, (name, named), version, phase, (age, restarts, runs), labelled)| {
             let connector = ConnectorId::new(&id).unwrap();
             let name = WorkloadName::of(name, &connector);
             let hash = version.map(|version| ConfigHash::new(&hash(&id, version)).unwrap());
-            let name = match (&hash, staged) {
-                (Some(hash), true) => name.staged(hash),
+            let name = match (&hash, named) {
+                (Some(hash), Named::Staged) => name.staged(hash),
+                (_, Named::Former) => former_name(&name, &Handle(format!("{age}"))),
                 _ => name.as_str().to_owned(),
             };
+            let started_at = runs.map(|seconds| Timestamp::from_second(now().as_second() - seconds).unwrap());
             Workload {
                 handle: Handle(String::new()),
                 name,
@@ -144,7 +158,7 @@ fn workload() -> impl Strategy<Value = Workload> {
                 hash,
                 phase,
                 created: Timestamp::from_second(now().as_second() - age).unwrap(),
-                vitals: phase.is_up().then_some(Vitals { restarts, started_at: None, ..Vitals::default() }),
+                vitals: phase.is_up().then_some(Vitals { restarts, started_at, ..Vitals::default() }),
                 change: Change::Replaced,
                 troubles: vec![],
             }
@@ -154,6 +168,8 @@ fn workload() -> impl Strategy<Value = Workload> {
 
 /// The same workload as a Deployment.
 fn as_deployment(mut workload: Workload, recreated: bool) -> Workload {
+    // What a Deployment ran before is not an object of its own.
+    workload.name = workload.name.replace(FORMER_SUFFIX, "-former");
     workload.phase = match workload.phase {
         Phase::Exited | Phase::Created => Phase::Stopped,
         Phase::Paused => Phase::Pending,
@@ -191,7 +207,13 @@ fn containers() -> impl Strategy<Value = Observed> {
         let mut seen: BTreeSet<String> = foreign.keys().cloned().collect();
         let mut workloads = vec![];
         for (index, mut workload) in drawn.into_iter().enumerate() {
-            if seen.insert(workload.name.clone()) {
+            // What replaces a workload has another configuration.
+            let same = |other: &Workload| {
+                other.connector == workload.connector
+                    && other.hash == workload.hash
+                    && (other.is_former() || workload.is_former())
+            };
+            if !workloads.iter().any(same) && seen.insert(workload.name.clone()) {
                 workload.handle = Handle(format!("h{index}"));
                 workloads.push(workload);
             }
@@ -219,10 +241,18 @@ fn memory() -> impl Strategy<Value = Memory> {
         generation: format!("h{of}"),
         samples,
     });
-    let one = (id(), prop::option::of(window), prop::option::of(0..2_u8), prop::bool::weighted(0.1));
-    let one = one.prop_map(|(id, window, held, spared)| {
+    let refused = prop::option::weighted(0.3, (0..2_u8, 1..4_u32, 0..4000_i64, any::<bool>()));
+    let one = (id(), prop::option::of(window), prop::option::of(0..2_u8), prop::bool::weighted(0.1), refused);
+    let one = one.prop_map(|(id, window, held, spared, refused)| {
         let held = held.map(|version| ConfigHash::new(&hash(&id, version)).unwrap());
-        (ConnectorId::new(&id).unwrap(), ConnectorMemory { window, held, spared, refused: None, log: None })
+        let refused = refused.map(|(version, times, ago, former_ran)| RefusedStart {
+            hash: ConfigHash::new(&hash(&id, version)).unwrap(),
+            times,
+            at: now().as_second() - ago,
+            failure: None,
+            former_ran,
+        });
+        (ConnectorId::new(&id).unwrap(), ConnectorMemory { window, held, spared, refused, log: None })
     });
     prop::collection::vec(one, 0..5).prop_map(|connectors| Memory {
         connectors: connectors.into_iter().filter(|(_, memory)| !memory.is_empty()).collect(),
@@ -231,11 +261,13 @@ fn memory() -> impl Strategy<Value = Memory> {
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
-    (any::<bool>(), prop::bool::weighted(0.2), prop_oneof![Just(50_u8), 0..=100_u8]).prop_map(
-        |(stop, allow, max_percent)| Policy {
+    let length_s = prop_oneof![2 => Just(60), 1 => Just(0)];
+    (any::<bool>(), prop::bool::weighted(0.2), prop_oneof![Just(50_u8), 0..=100_u8], length_s).prop_map(
+        |(stop, allow, max_percent, length_s)| Policy {
             loop_rule: LoopRule { window_s: 300, limit: 3 },
             loop_action: if stop { LoopAction::Stop } else { LoopAction::Report },
             prune: PrunePolicy { allow, max_percent },
+            probation: ProbationRule { length_s, after_restart_s: 300 },
         },
     )
 }

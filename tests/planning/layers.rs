@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the program, each of which imports only those before it. `lib.rs` has the commands and comes last.
-const ORDER: [&str; 31] = [
+const ORDER: [&str; 33] = [
     "exit",
     "access",
     "stop",
@@ -17,6 +17,7 @@ const ORDER: [&str; 31] = [
     "log_cursor",
     "log_lines",
     "restart_window",
+    "probation",
     "memory",
     "desired",
     "platform",
@@ -28,6 +29,7 @@ const ORDER: [&str; 31] = [
     "prepare",
     "apply",
     "after_apply",
+    "settle",
     "publish",
     "stored_memory",
     "xtm_one",

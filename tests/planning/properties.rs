@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use xtm_reconcile::model::{ConnectorId, Handle, Phase, Workload};
-use xtm_reconcile::plan::{Decision, LoopAction, Plan, RemoveReason, Step, plan};
+use xtm_reconcile::model::{Change, ConnectorId, Handle, Phase, Workload};
+use xtm_reconcile::plan::{Decision, LoopAction, Plan, RemoveReason, StartReason, Step, plan};
 
 use crate::generate::{Case, case, check, now};
 use crate::simulator::{World, later};
@@ -15,6 +15,7 @@ fn handle(step: &Step) -> Option<&Handle> {
     match step {
         Step::Deploy { .. } => None,
         Step::Refresh { old, .. } | Step::Recreate { old, .. } => Some(old),
+        Step::RollBack { failed, .. } => Some(failed),
         Step::Rename { handle, .. }
         | Step::Start { handle, .. }
         | Step::Stop { handle }
@@ -93,13 +94,16 @@ fn a_plan_can_be_carried_out_and_leaves_one_workload_of_each_connector() {
         let mut world = World::new(case.observed.clone());
         world.apply_turned(&plan, &desired, now(), by).map_err(TestCaseError::fail)?;
         let rejected = rejected(&case, &plan);
-        let mut count: BTreeMap<&ConnectorId, usize> = BTreeMap::new();
+        let mut count: BTreeMap<&ConnectorId, (usize, usize)> = BTreeMap::new();
         for workload in &world.observed.workloads {
-            *count.entry(&workload.connector).or_default() += 1;
+            let (current, former) = count.entry(&workload.connector).or_default();
+            // What was replaced is kept beside its replacement, but never runs beside it.
+            *(if workload.is_former() && !workload.phase.is_up() { former } else { current }) += 1;
         }
-        for (id, count) in count {
+        for (id, (current, former)) in count {
             let excepted = rejected.contains(id) || !desired.lists(id);
-            prop_assert!(count == 1 || excepted, "{id} has {count} workloads");
+            let one = current == 1 && former <= 1 || current == 0 && former == 1;
+            prop_assert!(one || excepted, "{id} has {current} workloads and {former} former ones");
         }
         Ok(())
     });
@@ -119,12 +123,18 @@ fn planning_again_after_the_plan_changes_nothing() {
             for (entry, step) in next.steps() {
                 let started =
                     last.steps().any(|(e, s)| e.connector == entry.connector && matches!(s, Step::Start { .. }));
+                // A configuration that failed once is tried a second time.
+                let went_back = last.steps().any(|(e, s)| {
+                    let back = matches!(s, Step::RollBack { .. } | Step::Start { reason: StartReason::RolledBack, .. });
+                    e.connector == entry.connector && back
+                });
                 let hold = case.policy.loop_action == LoopAction::Stop && started;
                 let excepted = match step {
                     Step::Rename { from, .. } => from.ends_with(".xtm-next") && round == 1,
                     // It was replaced under a temporary name and never ran there, which looks like a leftover.
                     Step::Remove { reason: RemoveReason::Incomplete, .. } => round == 1,
                     Step::Hold { .. } => hold,
+                    Step::Refresh { .. } => went_back,
                     _ => false,
                 };
                 prop_assert!(excepted, "round {round}: {entry:?} after {last:#?}");
@@ -137,6 +147,76 @@ fn planning_again_after_the_plan_changes_nothing() {
             last = next;
         }
         prop_assert!(!last.has_steps());
+        Ok(())
+    });
+}
+
+/// Until a replacement has stayed up for the time of probation, what it replaced is there to go back to.
+#[test]
+fn what_worked_is_given_away_only_for_something_that_has_stayed_up() {
+    check(CASES, case(), |case| {
+        let (plan, desired) = (case.plan(), case.desired());
+        let mut world = World::new(case.observed.clone());
+        world.apply(&plan, &desired, now()).map_err(TestCaseError::fail)?;
+        let exists = |handle: &Handle| world.observed.workloads.iter().any(|w| w.handle == *handle);
+        for (entry, step) in plan.steps() {
+            match step {
+                Step::Refresh { old, fallback, start: true, .. } => {
+                    let old = workload(&case, old).unwrap();
+                    let worked = old.phase == Phase::Running && old.change == Change::Replaced;
+                    let kept = fallback.as_ref().is_some_and(|former| exists(&former.handle));
+                    prop_assert!(!worked || kept || case.policy.probation.length_s == 0, "{entry:?}");
+                }
+                Step::Remove { reason: RemoveReason::Replaced, .. } if case.policy.probation.length_s > 0 => {
+                    let stays = workload(&case, &plan.kept[&entry.connector]).unwrap();
+                    let started = stays.vitals.as_ref().and_then(|vitals| vitals.started_at).unwrap();
+                    let up_s = now().as_second() - started.as_second();
+                    prop_assert!(stays.phase == Phase::Running && up_s >= case.policy.probation.length_s, "{stays:?}");
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    });
+}
+
+/// Whatever fails on probation, the next plans bring back what worked and never run two at once; after the last wait the
+/// new configuration is tried again.
+#[test]
+fn what_fails_on_probation_is_rolled_back_and_waits() {
+    check(CASES, (case(), 1..9_u64), |(case, restarts)| {
+        let desired = case.desired();
+        let mut world = World::new(case.observed.clone());
+        let first = case.plan();
+        world.apply(&first, &desired, now()).map_err(TestCaseError::fail)?;
+        let refreshed: Vec<_> = first
+            .steps()
+            .filter_map(|(entry, step)| match step {
+                Step::Refresh { fallback: Some(former), .. } => Some((entry.connector.clone(), former.clone())),
+                _ => None,
+            })
+            .collect();
+        for workload in &mut world.observed.workloads {
+            if let (true, Some(vitals)) =
+                (refreshed.iter().any(|(id, _)| *id == workload.connector), workload.vitals.as_mut())
+            {
+                vitals.restarts = restarts;
+            }
+        }
+        let time = later(now(), 20);
+        let second = plan(&desired, &world.observed, &first.memory, &case.policy, time);
+        world.apply(&second, &desired, time).map_err(TestCaseError::fail)?;
+        let third = plan(&desired, &world.observed, &second.memory, &case.policy, later(time, 1));
+        for (id, former) in &refreshed {
+            let theirs: Vec<_> = world.observed.workloads.iter().filter(|w| w.connector == *id).collect();
+            prop_assert!(theirs.len() == 1 && theirs[0].handle == former.handle, "{theirs:?}");
+            prop_assert!(theirs[0].phase == Phase::Running && !theirs[0].is_former());
+            let refused = second.memory.connectors[id].refused.as_ref().unwrap();
+            let failure = refused.failure.unwrap();
+            prop_assert_eq!((failure.restarts, refused.former_ran), (restarts, true));
+            let tried = third.steps().any(|(entry, step)| entry.connector == *id && step.makes_workload());
+            prop_assert_eq!(tried, refused.times == 1, "attempt {}", refused.times);
+        }
         Ok(())
     });
 }
@@ -175,6 +255,7 @@ fn a_duplicate_that_works_is_not_removed_for_one_that_does_not() {
                 .workloads
                 .iter()
                 .filter(|w| w.connector == entry.connector && !removed.contains(&w.handle))
+                .filter(|w| !w.is_former() || plan.kept.get(&w.connector) == Some(&w.handle))
                 .collect();
             prop_assert_eq!(stays.len(), 1);
             let stays = stays[0];

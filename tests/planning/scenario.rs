@@ -9,6 +9,7 @@ use xtm_reconcile::desired::{self, Desired, Listing, WireConnector, WireVariable
 use xtm_reconcile::memory::{ConnectorMemory, Memory};
 use xtm_reconcile::model::{Change, ConfigHash, ConnectorId, Handle, Observed, Phase, PlatformKind, Vitals, Workload};
 use xtm_reconcile::plan::{Decision, LoopAction, Plan, Policy, PrunePolicy, plan};
+use xtm_reconcile::probation::ProbationRule;
 use xtm_reconcile::restart_window::LoopRule;
 use xtm_reconcile::secret::Secret;
 
@@ -45,6 +46,7 @@ struct PolicyInput {
     loop_action: LoopActionInput,
     allow_prune: bool,
     max_removals_percent: u8,
+    probation_s: i64,
 }
 
 impl Default for PolicyInput {
@@ -55,6 +57,7 @@ impl Default for PolicyInput {
             loop_action: LoopActionInput::Report,
             allow_prune: false,
             max_removals_percent: 50,
+            probation_s: 60,
         }
     }
 }
@@ -115,6 +118,11 @@ struct WorkloadInput {
     created: Timestamp,
     #[serde(default)]
     restarts: u64,
+    /// When its current run began, or the last one.
+    #[serde(default)]
+    started: Option<Timestamp>,
+    #[serde(default)]
+    exit_code: Option<i64>,
     /// The engine itself takes it for a loop.
     #[serde(default)]
     backing_off: bool,
@@ -214,6 +222,7 @@ impl Scenario {
                 LoopActionInput::Stop => LoopAction::Stop,
             },
             prune: PrunePolicy { allow: self.policy.allow_prune, max_percent: self.policy.max_removals_percent },
+            probation: ProbationRule { length_s: self.policy.probation_s, after_restart_s: self.policy.window_s },
         };
         plan(&self.desired(), &observed, &self.memory(), &policy, self.now)
     }
@@ -269,9 +278,11 @@ impl WorkloadInput {
             hash: self.hash.as_deref().map(|hash| ConfigHash::new(hash).unwrap()),
             phase,
             created: self.created,
-            vitals: phase.is_up().then_some(Vitals {
+            vitals: (phase.is_up() || self.exit_code.is_some()).then_some(Vitals {
                 restarts: self.restarts,
                 backing_off: self.backing_off,
+                started_at: self.started,
+                exit_code: self.exit_code,
                 ..Vitals::default()
             }),
             change: match self.change {

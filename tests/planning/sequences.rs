@@ -5,6 +5,7 @@ use xtm_reconcile::desired::{self, Desired, Listing, WireConnector};
 use xtm_reconcile::memory::Memory;
 use xtm_reconcile::model::{Change, ConfigHash, ConnectorId, Handle, Observed, Phase, PlatformKind, Vitals, Workload};
 use xtm_reconcile::plan::{Decision, LoopAction, Plan, Policy, PrunePolicy, Skip, Step, plan};
+use xtm_reconcile::probation::ProbationRule;
 use xtm_reconcile::restart_window::LoopRule;
 
 use crate::generate::now;
@@ -14,6 +15,7 @@ const POLICY: Policy = Policy {
     loop_rule: LoopRule { window_s: 300, limit: 3 },
     loop_action: LoopAction::Stop,
     prune: PrunePolicy { allow: false, max_percent: 50 },
+    probation: ProbationRule { length_s: 60, after_restart_s: 300 },
 };
 
 fn wanted(hash: &str, requested: &str, current: &str) -> Desired {
@@ -44,20 +46,29 @@ fn workload(handle: &str, name: &str, hash: &str, phase: Phase) -> Workload {
     }
 }
 
-/// Every state that a refresh goes through, and those that taking it back goes through.
-fn killed_refreshes(was_up: bool, start: bool) -> Vec<(&'static str, Vec<Workload>)> {
+/// Every state that a refresh goes through, and those that taking it back goes through. `kept` is for a refresh that keeps
+/// what it replaces.
+fn killed_refreshes(was_up: bool, start: bool, kept: bool) -> Vec<(&'static str, Vec<Workload>)> {
     let before = if was_up { Phase::Running } else { Phase::Exited };
     let old = |phase| workload("h-old", "alpha", "aaaa1111", phase);
+    let former = |phase| workload("h-old", "alpha.hold.xtm-former", "aaaa1111", phase);
     let new = |name: &str, phase| workload("h-new", name, "bbbb2222", phase);
     let staged = "alpha.bbbb2222.xtm-next";
     let started = if start { Phase::Running } else { Phase::Created };
-    let mut states = vec![
-        ("before anything", vec![old(before)]),
-        ("after create", vec![old(before), new(staged, Phase::Created)]),
-        ("after stop old", vec![old(Phase::Exited), new(staged, Phase::Created)]),
-        ("after remove old", vec![new(staged, started)]),
-        ("after rename", vec![new("alpha", started)]),
-    ];
+    let mut states =
+        vec![("before anything", vec![old(before)]), ("after create", vec![old(before), new(staged, Phase::Created)])];
+    if kept {
+        states.push(("after rename old", vec![former(Phase::Running), new(staged, Phase::Created)]));
+        states.push(("after stop old", vec![former(Phase::Exited), new(staged, Phase::Created)]));
+        states.push(("after start new", vec![former(Phase::Exited), new(staged, Phase::Running)]));
+        states.push(("after rename new", vec![former(Phase::Exited), new("alpha", Phase::Running)]));
+        states.push(("after removing new again", vec![former(Phase::Exited)]));
+        states.push(("after starting old again", vec![former(Phase::Running)]));
+        return states;
+    }
+    states.push(("after stop old", vec![old(Phase::Exited), new(staged, Phase::Created)]));
+    states.push(("after remove old", vec![new(staged, started)]));
+    states.push(("after rename", vec![new("alpha", started)]));
     if start {
         states.push(("after start new", vec![old(Phase::Exited), new(staged, Phase::Running)]));
         states.push(("new ended before remove old", vec![old(Phase::Exited), new(staged, Phase::Exited)]));
@@ -69,11 +80,20 @@ fn killed_refreshes(was_up: bool, start: bool) -> Vec<(&'static str, Vec<Workloa
 
 #[test]
 fn a_refresh_that_was_killed_anywhere_is_mended_by_the_next_pass() {
-    for (was_up, requested) in [(true, "starting"), (false, "starting"), (true, "stopped"), (false, "stopped")] {
+    for (was_up, requested, kept) in [
+        (true, "starting", true),
+        (true, "starting", false),
+        (false, "starting", false),
+        (true, "stopped", false),
+        (false, "stopped", false),
+    ] {
         let start = requested == "starting";
         let desired = wanted("bbbb2222", requested, if was_up { "started" } else { "stopped" });
-        for (state, workloads) in killed_refreshes(was_up, start) {
-            let story = format!("{requested}, up before: {was_up}, killed {state}");
+        for (state, mut workloads) in killed_refreshes(was_up, start, kept) {
+            let story = format!("{requested}, up before: {was_up}, kept: {kept}, killed {state}");
+            for vitals in workloads.iter_mut().filter_map(|w| w.vitals.as_mut()) {
+                vitals.started_at = Some(now());
+            }
             let running = |w: &&Workload| w.phase == Phase::Running;
             let runs = workloads.iter().find(running).map(|w| w.handle.clone());
             let mut world = World::new(Observed { workloads, ..Observed::default() });
@@ -85,8 +105,13 @@ fn a_refresh_that_was_killed_anywhere_is_mended_by_the_next_pass() {
                 assert!(!removed, "{story}: what works is removed before something else does: {first:#?}");
             }
             world.apply(&first, &desired, now()).unwrap_or_else(|why| panic!("{story}: {why}"));
-            let second = plan(&desired, &world.observed, &first.memory, &POLICY, later(now(), 60));
+            // On probation, nothing changes.
+            let second = plan(&desired, &world.observed, &first.memory, &POLICY, later(now(), 30));
             assert!(!second.has_steps(), "{story}: {second:#?}");
+            let third = plan(&desired, &world.observed, &second.memory, &POLICY, later(now(), 60));
+            world.apply(&third, &desired, later(now(), 60)).unwrap_or_else(|why| panic!("{story}: {why}"));
+            let fourth = plan(&desired, &world.observed, &third.memory, &POLICY, later(now(), 120));
+            assert!(!fourth.has_steps(), "{story}: {fourth:#?}");
             let left: Vec<_> = world.observed.workloads.iter().map(|w| (w.name.as_str(), w.phase)).collect();
             match (start, left.as_slice()) {
                 (true, [("alpha", Phase::Running)]) | (false, [("alpha", Phase::Created | Phase::Exited)] | []) => {}

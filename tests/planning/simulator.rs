@@ -61,13 +61,31 @@ impl World {
                 }
                 self.make(connector, name, true, None, now)
             }
-            Step::Refresh { old, old_name, old_up, name, start, .. } => {
+            Step::Refresh { old, old_name, old_up, name, start, fallback, .. } => {
                 let connector = listed(id, desired)?;
                 let before = self.of(id, old)?.clone();
                 if before.name != *old_name || before.phase.is_up() && !*old_up {
                     return Err(format!("the old one is {before:?}"));
                 }
+                let kept = fallback.as_ref().filter(|former| former.handle == *old);
+                if let (Some(former), None) = (fallback, kept) {
+                    // What was kept before goes on being kept.
+                    let former = self.of(id, &former.handle)?;
+                    if former.phase.is_up() || !former.is_former() {
+                        return Err(format!("what is kept is {former:?}"));
+                    }
+                }
                 match before.change {
+                    Change::Replaced if let Some(former) = kept => {
+                        if former.name != before.name {
+                            self.free(&former.name, None)?;
+                        }
+                        let stopped = self.stopped();
+                        let workload = self.of(id, old)?;
+                        (workload.phase, workload.vitals) = (stopped, None);
+                        workload.name.clone_from(&former.name);
+                        self.make(connector, name, *start, None, now)
+                    }
                     Change::Replaced => self.make(connector, name, *start, Some(old), now),
                     Change::InPlace if name == old_name => {
                         let (phase, vitals) = self.begun(*start, now);
@@ -87,6 +105,20 @@ impl World {
                     return Err(format!("the old one is {before:?}"));
                 }
                 self.make(connector, name, *start, Some(old), now)
+            }
+            Step::RollBack { failed, former, name, .. } => {
+                let gone = self.of(id, failed)?.clone();
+                let back = self.of(id, &former.handle)?.clone();
+                if back.name != former.name || back.phase.is_up() || gone.change != Change::Replaced {
+                    return Err(format!("{back:?} cannot come back for {gone:?}"));
+                }
+                self.take(failed)?;
+                self.free(name, None)?;
+                let vitals = self.begun(true, now).1;
+                let workload = self.of(id, &former.handle)?;
+                (workload.phase, workload.vitals) = (Phase::Running, vitals);
+                workload.name.clone_from(name);
+                Ok(())
             }
             Step::Rename { handle, from, to } => {
                 let workload = self.of(id, handle)?;

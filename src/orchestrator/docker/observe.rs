@@ -181,8 +181,9 @@ fn look(inspected: ContainerInspectResponse) -> Look {
         let (name, value) = entry.split_once('=')?;
         Some((name.to_owned(), Secret::new(value.to_owned())))
     };
+    let phase = state.status.map_or(Phase::Broken, |status| phase(status.as_ref()));
     Look {
-        phase: state.status.map_or(Phase::Broken, |status| phase(status.as_ref())),
+        phase,
         created: inspected.created.and_then(|text| text.parse().ok()).unwrap_or_default(),
         vitals: Vitals {
             restarts: inspected.restart_count.and_then(|count| u64::try_from(count).ok()).unwrap_or_default(),
@@ -191,6 +192,8 @@ fn look(inspected: ContainerInspectResponse) -> Look {
                 .started_at
                 .and_then(|text| text.parse::<Timestamp>().ok())
                 .filter(|started| started.as_second() > 0),
+            // While a container runs, the engine gives 0.
+            exit_code: state.exit_code.filter(|_| matches!(phase, Phase::Exited | Phase::Restarting | Phase::Broken)),
             ..Vitals::default()
         },
         troubles: vec![],

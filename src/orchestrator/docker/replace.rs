@@ -7,6 +7,10 @@
 //! - The old container is stopped and the new one incomplete: the same, and the new one is started.
 //! - Both are complete: the one with the right hash stays.
 //! - Only the new container is left, under its temporary name: it is renamed.
+//!
+//! While the new container is on probation the old one is kept, stopped, under a name that says so. It gets that name
+//! before it is stopped and loses it after it runs again, so that at any time in between the name alone shows that the
+//! container worked and has to run when there is no other.
 
 use std::time::Duration;
 
@@ -21,6 +25,7 @@ use bollard::errors::Error as EngineError;
 use super::{Docker, gone, is_transport, part, status, words};
 use crate::model::{Cure, Handle};
 use crate::orchestrator::{StepContext, StepError};
+use crate::plan::Former;
 use crate::render::{self, Spec};
 use crate::stop::Stop;
 
@@ -34,6 +39,15 @@ pub(super) struct Old<'a> {
     pub(super) handle: &'a Handle,
     pub(super) name: &'a str,
     pub(super) up: bool,
+    /// The name under which it is kept while the new one is on probation. `None` when it is removed.
+    pub(super) kept_as: Option<&'a str>,
+}
+
+impl Old<'_> {
+    /// Whether the refresh gives it the name of a former container.
+    fn is_set_aside(&self) -> bool {
+        self.kept_as.is_some_and(|kept_as| kept_as != self.name)
+    }
 }
 
 impl Docker {
@@ -70,23 +84,27 @@ impl Docker {
         context: StepContext<'_>,
     ) -> Result<Handle, StepError> {
         if let Err(cause) = self.images.ensure(&self.engine, &spec.image, context.stop).await {
-            return Err(self.keep(old, start, cause).await);
+            return Err(self.keep(old, start, false, cause).await);
         }
         if context.stop.cause().is_some() {
             return Err(StepError::Stopped("the pass ended before the container was replaced"));
         }
         let new = match self.create(spec, &spec.name.staged(&spec.hash)).await {
             Ok(new) => new,
-            Err(cause) => return Err(self.keep(old, start, cause).await),
+            Err(cause) => return Err(self.keep(old, start, false, cause).await),
         };
         let exchanged = async {
+            if let Some(kept_as) = old.kept_as.filter(|_| old.is_set_aside()) {
+                let renamed = self.rename(&old.handle.0, kept_as).await.or_else(gone);
+                renamed.map_err(part("that is replaced cannot be set aside"))?;
+            }
             self.stop(&old.handle.0).await.or_else(gone).map_err(part("that is replaced cannot be stopped"))?;
             if start { self.start(&new.0).await.map_err(wont_start) } else { Ok(()) }
         };
         if let Err(cause) = exchanged.await {
             tracing::warn!(container = old.name, "going back to the old container");
             let cause = self.discard(&new, cause).await;
-            return Err(self.keep(old, start, cause).await);
+            return Err(self.keep(old, start, old.is_set_aside(), cause).await);
         }
         // The old container has ended, so its log is complete.
         if let Some(last_log) = context.last_log {
@@ -94,11 +112,34 @@ impl Docker {
         }
         // The new container is complete from here on. After a failure the next pass does the rest, and nothing goes
         // back.
-        self.remove(&old.handle.0).await.map_err(part("that was replaced cannot be removed"))?;
+        if old.kept_as.is_none() {
+            self.remove(&old.handle.0).await.map_err(part("that was replaced cannot be removed"))?;
+        }
         if let Err(error) = self.rename(&new.0, name).await {
             return Err(self.unnamed(name, error, "cannot be named").await);
         }
         Ok(new)
+    }
+
+    /// Removes a container that failed on probation, and brings the one that it replaced back.
+    pub(super) async fn roll_back(
+        &self,
+        failed: &Handle,
+        former: &Former,
+        name: &str,
+        context: StepContext<'_>,
+    ) -> Result<Handle, StepError> {
+        self.stop(&failed.0).await.or_else(gone).map_err(part("that failed cannot be stopped"))?;
+        if let Some(last_log) = context.last_log {
+            last_log.read(self, failed).await;
+        }
+        self.remove(&failed.0).await.map_err(part("that failed cannot be removed"))?;
+        // It keeps the name of a former container until it runs: see above.
+        self.start(&former.handle.0).await.map_err(part("that was replaced cannot be started again"))?;
+        if let Err(error) = self.rename(&former.handle.0, name).await {
+            return Err(self.unnamed(name, error, "cannot be named").await);
+        }
+        Ok(former.handle.clone())
     }
 
     /// The error for a container that cannot get its name. Somebody else may have taken the name since the plan was
@@ -170,20 +211,29 @@ impl Docker {
     }
 
     /// Brings the old container back after a failure. It is started although it may never have been stopped, for a pass
-    /// that was killed may have stopped it, and starting a container that runs changes nothing.
-    async fn keep(&self, old: &Old<'_>, wanted: bool, cause: StepError) -> StepError {
+    /// that was killed may have stopped it, and starting a container that runs changes nothing. `set_aside` says whether
+    /// it may have the name of a former container.
+    async fn keep(&self, old: &Old<'_>, wanted: bool, set_aside: bool, cause: StepError) -> StepError {
         if matches!(cause, StepError::Stopped(_)) {
             return cause;
         }
         if !(old.up && wanted) {
             return rolled_back(cause);
         }
-        match self.start(&old.handle.0).await {
-            Ok(()) => rolled_back(cause),
-            Err(error) => {
-                let rollback = part("that was to be replaced cannot be started again")(error);
-                StepError::RollbackFailed { cause: Box::new(cause), rollback: Box::new(rollback) }
+        let back = async {
+            self.start(&old.handle.0).await.map_err(part("that was to be replaced cannot be started again"))?;
+            if !set_aside {
+                return Ok(());
             }
+            match self.rename(&old.handle.0, old.name).await {
+                // It still has its name, because the engine failed to rename it before.
+                Err(error) if status(&error) == Some(400) => Ok(()),
+                renamed => renamed.map_err(part("that was to be replaced cannot be named")),
+            }
+        };
+        match back.await {
+            Ok(()) => rolled_back(cause),
+            Err(rollback) => StepError::RollbackFailed { cause: Box::new(cause), rollback: Box::new(rollback) },
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Publishes what a lane has found and done, at each point where there is something to publish.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{End, Lane, Look};
+use super::{End, Lane};
 use crate::access::Permit;
 use crate::after_apply::{self, WorkloadsAfter};
 use crate::apply::Outcomes;
@@ -13,28 +13,30 @@ use crate::desired::Desired;
 use crate::memory::Memory;
 use crate::model::ConnectorId;
 use crate::orchestrator::{LogRequest, Orchestrator};
-use crate::plan::Plan;
+use crate::plan::{Entry, Plan, Step};
 use crate::platform::LogDelivery;
 use crate::publish::{self, Published, Publisher};
 use crate::restart_window::Assessment;
 use crate::secret::Secret;
 
+/// How many log lines of a workload that failed on probation are read when none are sent to the platform.
+const LINES_OF_FAILED: u32 = 10;
+
 impl Lane<'_> {
-    /// The values to mask in the last logs of workloads that the plan replaces. Only a platform that appends gets these
-    /// logs, because for the others the log of the new workload replaces them.
+    /// The values to mask in the logs that end with a step. A platform that appends gets all of these logs; for the
+    /// others the log of the new workload replaces them. The report shows the end of the log of what failed on probation.
     pub(super) fn secrets_of_last_logs(
         &self,
-        look: &Look,
+        plan: &Plan,
+        desired: &Desired,
         after: &WorkloadsAfter,
-        with_steps: &BTreeSet<ConnectorId>,
     ) -> BTreeMap<ConnectorId, Vec<Secret>> {
-        if self.platform.log_delivery() == LogDelivery::Replace || self.pass.limits.logs_tail == 0 {
-            return BTreeMap::new();
-        }
-        let theirs = with_steps.iter().filter_map(|id| {
+        let appends = self.platform.log_delivery() == LogDelivery::Append && self.pass.limits.logs_tail > 0;
+        let wanted = plan.steps().filter(|(_, step)| appends || matches!(step, Step::RollBack { .. }));
+        let theirs = wanted.filter_map(|(Entry { connector: id, .. }, _)| {
             // Without the environment of the workload it is unknown what to mask.
             let environment = &after.workloads.get(id).filter(|one| !one.environment.is_empty())?.environment;
-            let connector = look.desired.connectors.get(id)?;
+            let connector = desired.connectors.get(id)?;
             Some((id.clone(), publish::secrets(self.platform.kind(), Some(connector), environment)))
         });
         theirs.collect()
@@ -45,9 +47,13 @@ impl Lane<'_> {
         secrets: &'b BTreeMap<ConnectorId, Vec<Secret>>,
         recalled: &'b Memory,
     ) -> BTreeMap<ConnectorId, LogRequest<'b>> {
+        let tail = match self.pass.limits.logs_tail {
+            0 => LINES_OF_FAILED,
+            tail => tail,
+        };
         let request = |(id, secrets): (&ConnectorId, &'b Vec<Secret>)| {
             let delivered = recalled.connectors.get(id).and_then(|connector| connector.log.as_ref());
-            let part = publish::log_part(self.platform.log_delivery(), delivered, self.pass.limits.logs_tail);
+            let part = publish::log_part(self.platform.log_delivery(), delivered, tail);
             (id.clone(), LogRequest { part, secrets })
         };
         secrets.iter().map(request).collect()
