@@ -143,7 +143,7 @@ async fn both_sides(
     match &settings.orchestrator {
         OrchestratorSettings::Docker(docker) => {
             let progress = Arc::new(Progress::nowhere());
-            let connected = Docker::connect(docker, owner, registry, concurrency, progress).await;
+            let connected = Docker::connect(docker, owner, registry, concurrency, progress, stop).await;
             sides_on(("engine", "containers"), connected, manager, settings, stop, lines).await;
         }
         OrchestratorSettings::Kubernetes(kubernetes) => {

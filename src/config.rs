@@ -179,10 +179,12 @@ fn logging(process: &ProcessTexts, fields: &mut FieldParser) -> Logging {
 fn limits(process: &ProcessTexts, fields: &mut FieldParser) -> Limits {
     let deadline = fields.number("MANAGER__PASS_DEADLINE", process.manager__pass_deadline.as_deref(), 1..=86_400);
     let concurrency = fields.number("MANAGER__CONCURRENCY", process.manager__concurrency.as_deref(), 1..=64);
+    let budget = fields.number("MANAGER__STOP_BUDGET", process.manager__stop_budget.as_deref(), 1..=3600);
     let settle = fields.number("MANAGER__SETTLE", process.manager__settle.as_deref(), 0..=60);
     let tail = fields.number("MANAGER__LOGS_TAIL", process.manager__logs_tail.as_deref(), 0..=10_000);
     Limits {
         deadline: Duration::from_secs(deadline),
+        stop_budget: Duration::from_secs(budget),
         settle: Duration::from_secs(settle),
         concurrency: usize::try_from(concurrency).unwrap_or(1),
         logs_tail: u32::try_from(tail).unwrap_or(0),

@@ -48,6 +48,13 @@ pub fn is_gone(holder: &Holder) -> bool {
     !here.is_empty() && sees_all && holder.space == here && started(holder.pid) != Some(holder.started)
 }
 
+/// Whether the holder's process is seen to be alive. False when this process cannot see it.
+#[must_use]
+pub fn is_alive(holder: &Holder) -> bool {
+    let here = space();
+    !here.is_empty() && holder.space == here && started(holder.pid) == Some(holder.started)
+}
+
 /// The boot and the process namespace of this process. Empty when the system does not provide them.
 fn space() -> String {
     let boot = read("/proc/sys/kernel/random/boot_id");
@@ -78,15 +85,15 @@ fn read(path: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_gone, this_process};
+    use super::{is_alive, is_gone, this_process};
 
     #[test]
     fn a_running_holder_is_not_gone_and_one_that_cannot_be_seen_is_not_either() {
         let mut holder = this_process("p");
-        assert!(!is_gone(&holder));
+        assert!(!is_gone(&holder) && is_alive(&holder));
         holder.space = "another-boot/pid:[1]".to_owned();
         holder.started += 1;
-        assert!(!is_gone(&holder));
+        assert!(!is_gone(&holder) && !is_alive(&holder));
     }
 
     #[test]

@@ -141,7 +141,7 @@ fn run_pass(args: &PassArgs, command: pass::Command) -> u8 {
             );
         }
     }
-    let stop = Stop::after(limits.deadline);
+    let stop = Stop::after(limits.deadline, limits.stop_budget);
     let mut report = match with_runtime(&stop, pass::pass(manager, limits, lanes, command, &stop, progress)) {
         Ok(report) => report,
         Err(error) => return complain(&format!("the runtime cannot be started: {error}"), exit::ORCHESTRATOR),
@@ -156,7 +156,7 @@ fn run_check(args: &PassArgs) -> u8 {
         let lines = loaded.err().map(|error| check::configuration_problems(&error)).unwrap_or_default();
         return exit::worst([exit::CONFIG, print(&check::render(&lines, "check", exit::CONFIG, args.output))]);
     };
-    let stop = Stop::after(settings.limits.deadline);
+    let stop = Stop::after(settings.limits.deadline, settings.limits.stop_budget);
     match with_runtime(&stop, check::check(settings, &stop)) {
         Ok((lines, code)) => exit::worst([code, print(&check::render(&lines, "check", code, args.output))]),
         Err(error) => complain(&format!("the runtime cannot be started: {error}"), exit::ORCHESTRATOR),

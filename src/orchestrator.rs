@@ -2,6 +2,7 @@
 //!
 //! What only one orchestrator knows (its messages, its cures, its variables) is in the folder of that orchestrator.
 
+pub(crate) mod bounded;
 pub mod docker;
 pub mod kubernetes;
 mod versioned;
@@ -266,6 +267,9 @@ pub(crate) enum OrchestratorError {
         "another pass holds the lock of this manager and platform on {place}: {holder}, since {since}, at most until {until}"
     )]
     Locked { place: String, holder: String, since: String, until: String, cure: Cure },
+    /// The pass had to end before an answer came. `what` says what was going on.
+    #[error("{what} on {place} did not end before the pass had to")]
+    Cut { what: String, place: String, cure: Cure },
     /// The orchestrator answers a request, and the answer is no. `what` says what the request was for.
     #[error("{what} on {place}: {why}")]
     Refused { what: String, place: String, why: String, cure: Cure },
@@ -278,6 +282,7 @@ impl OrchestratorError {
             Self::Unreachable { cure, .. }
             | Self::Version { cure, .. }
             | Self::Locked { cure, .. }
+            | Self::Cut { cure, .. }
             | Self::Refused { cure, .. } => *cure,
         }
     }

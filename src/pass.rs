@@ -24,6 +24,8 @@ use lane::LaneSettings;
 pub struct Limits {
     /// After this time, nothing new starts.
     pub deadline: Duration,
+    /// Within this time after the deadline or a signal, everything that still runs has to end.
+    pub(crate) stop_budget: Duration,
     /// How long to wait after refreshes before looking whether the new workloads still run.
     pub(crate) settle: Duration,
     /// How many connectors are worked on at the same time, in all lanes together.

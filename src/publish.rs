@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -22,7 +21,7 @@ use crate::platform::{Health, LogDelivery, Platform, PlatformError};
 use crate::render::{VARIABLE_HASH, names_a_secret};
 use crate::restart_window::{self, Assessment, LoopRule, Reading};
 use crate::secret::Secret;
-use crate::stop::Stop;
+use crate::stop::{Stop, Until};
 
 /// How many deliveries of an appended log a platform keeps (contracts 3). A delivery of more than this many times the
 /// tail would push out its own beginning.
@@ -31,8 +30,6 @@ const KEPT: u32 = 10;
 const DELIVERY_MAX: usize = 400 * 1024;
 /// The line that stands in place of lines that were left out of a delivery.
 const LEFT_OUT: &str = "[earlier lines are left out]";
-/// Longest wait for an answer once the pass has to end.
-const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What to send for one connector.
 #[derive(Debug)]
@@ -53,6 +50,11 @@ pub struct Publication {
 }
 
 impl Publication {
+    /// The same without anything of a log, which takes long and says nothing about whether the connector is alive.
+    pub(crate) fn without_logs(self) -> Self {
+        Self { logs: None, last_log: None, ..self }
+    }
+
     /// The publication for a connector about whose workload nothing else is known.
     pub(crate) fn of_last_log(connector: ConnectorId, last_log: Result<LogRead, OrchestratorError>) -> Self {
         let (status, health, logs, delivered, secrets) = (None, None, None, None, vec![]);
@@ -383,7 +385,7 @@ impl<O: Orchestrator> Publisher<'_, O> {
         let part = log_part(self.platform.log_delivery(), publication.delivered.as_ref(), self.tail);
         let request = LogRequest { part, secrets: &publication.secrets };
         let reading = tokio::time::timeout(LOG_TIMEOUT, self.orchestrator.logs(handle, &request));
-        if let Some(Ok(read)) = self.patiently(reading).await {
+        if let Some(Ok(read)) = self.stop.within(Until::Published, reading).await {
             return Some(read);
         }
         let error = format!("the log of {handle} did not come within {} s", LOG_TIMEOUT.as_secs());
@@ -415,7 +417,7 @@ impl<O: Orchestrator> Publisher<'_, O> {
         }
         let (platform, permit, id) = (Arc::clone(&self.platform), self.permit, connector.clone());
         let answer = tokio::task::spawn_blocking(move || call(platform.as_ref(), permit, &id));
-        let Some(answer) = self.patiently(answer).await else {
+        let Some(answer) = self.stop.within(Until::Published, answer).await else {
             gone.store(true, Ordering::Relaxed);
             failures.push(failure(
                 "no answer came before the pass had to end".to_owned(),
@@ -443,16 +445,6 @@ impl<O: Orchestrator> Publisher<'_, O> {
                 failures.push(failure(lost.to_string(), Cure("report it, with the log"), false));
                 false
             }
-        }
-    }
-
-    /// Waits for an answer, but only for [`LAST_WORDS`] once the pass has to end. Whoever ended the pass may kill the
-    /// process before a request times out, and the lock has to be released before that.
-    async fn patiently<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            biased;
-            answer = answer => Some(answer),
-            () = async { self.stop.stopped().await; tokio::time::sleep(LAST_WORDS).await } => None,
         }
     }
 }

@@ -247,6 +247,8 @@ impl LaneReport {
     pub fn orchestrator_failed(&mut self, error: &OrchestratorError) {
         let code = match error {
             OrchestratorError::Locked { .. } => exit::LOCKED,
+            // Whether it was the orchestrator that took too long is not known.
+            OrchestratorError::Cut { .. } => exit::CONNECTOR_FAILED,
             _ => exit::ORCHESTRATOR,
         };
         self.fault(code, None, error.to_string(), error.cure());

@@ -1,6 +1,7 @@
-//! Says when a pass has to end: at its deadline or at a signal. From then on nothing new starts, and what runs
-//! finishes.
+//! Says when a pass has to end: at its deadline or at a signal. From then on nothing new starts, and what runs may finish
+//! within a budget of time that everything shares. Nothing that hangs can keep the process for longer.
 
+use std::future::Future;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ impl Cause {
             Self::Deadline => "the pass deadline is over (MANAGER__PASS_DEADLINE)",
             Self::Interrupt => "SIGINT was received",
             Self::Terminate => "SIGTERM was received",
-            Self::LockLost => "another pass took over the lock, which this one could not renew in time",
+            Self::LockLost => "the lock was lost: another pass may hold it, or somebody removed it",
         }
     }
 
@@ -45,6 +46,31 @@ impl Cause {
     }
 }
 
+/// How much of the budget may be used up when a piece of work has to end. What comes later needs the rest: whatever hangs
+/// before it, the record is written and the lock is given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// Steps that run end, or are given up.
+    Steps,
+    /// Looks, logs and everything that is published.
+    Published,
+    /// The pass record.
+    Remembered,
+    /// The lock.
+    Unlocked,
+}
+
+impl Until {
+    fn percent(self) -> u32 {
+        match self {
+            Self::Steps => 50,
+            Self::Published => 75,
+            Self::Remembered => 90,
+            Self::Unlocked => 100,
+        }
+    }
+}
+
 /// A shared flag that everything asks before it starts something new, and that ends waits.
 #[derive(Debug, Clone)]
 pub struct Stop(Arc<Inner>);
@@ -52,7 +78,9 @@ pub struct Stop(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     deadline: Instant,
-    signal: Mutex<Option<Cause>>,
+    /// The time for everything that is left once the pass has to end.
+    budget: Duration,
+    signal: Mutex<Option<(Cause, Instant)>>,
     changed: Condvar,
     watch: watch::Sender<bool>,
     /// These get every signal as well.
@@ -60,15 +88,16 @@ struct Inner {
 }
 
 impl Stop {
-    /// A new flag, whose deadline is `deadline` from now.
+    /// A new flag, whose deadline is `deadline` from now, after which everything has to end within `budget`.
     #[must_use]
-    pub fn after(deadline: Duration) -> Self {
-        Self::until(Instant::now() + deadline)
+    pub fn after(deadline: Duration, budget: Duration) -> Self {
+        Self::until(Instant::now() + deadline, budget)
     }
 
-    fn until(deadline: Instant) -> Self {
+    fn until(deadline: Instant, budget: Duration) -> Self {
         Self(Arc::new(Inner {
             deadline,
+            budget,
             signal: Mutex::new(None),
             changed: Condvar::new(),
             watch: watch::Sender::new(false),
@@ -79,9 +108,9 @@ impl Stop {
     /// A flag that stops when this one does, and that can also stop without it.
     #[must_use]
     pub fn child(&self) -> Self {
-        let child = Self::until(self.0.deadline);
+        let child = Self::until(self.0.deadline, self.0.budget);
         let mut children = self.children();
-        if let Some(cause) = *self.lock() {
+        if let Some((cause, _)) = *self.lock() {
             child.signal(cause);
         }
         children.push(child.clone());
@@ -91,7 +120,7 @@ impl Stop {
     /// Stops for this cause, unless it has stopped already.
     pub fn signal(&self, cause: Cause) {
         let children = self.children();
-        self.lock().get_or_insert(cause);
+        self.lock().get_or_insert_with(|| (cause, Instant::now()));
         self.0.changed.notify_all();
         self.0.watch.send_replace(true);
         for child in children.iter() {
@@ -102,7 +131,8 @@ impl Stop {
     /// Why nothing new may start. `None` while the pass may go on.
     #[must_use]
     pub fn cause(&self) -> Option<Cause> {
-        (*self.lock()).or_else(|| self.remaining().is_zero().then_some(Cause::Deadline))
+        let signalled = self.lock().map(|(cause, _)| cause);
+        signalled.or_else(|| self.remaining().is_zero().then_some(Cause::Deadline))
     }
 
     /// The time until the deadline.
@@ -131,11 +161,28 @@ impl Stop {
         }
     }
 
+    /// Does `work`, which may finish after the pass has to end, but only as long as the budget allows. `None` when it
+    /// did not finish, and was given up.
+    pub(crate) async fn within<T>(&self, until: Until, work: impl Future<Output = T>) -> Option<T> {
+        let over = async {
+            self.stopped().await;
+            let signalled = self.lock().map(|(_, at)| at);
+            let begun = signalled.map_or(self.0.deadline, |at| at.min(self.0.deadline));
+            let allowed = self.0.budget * until.percent() / 100;
+            tokio::time::sleep_until((begun + allowed).into()).await;
+        };
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = over => None,
+        }
+    }
+
     fn children(&self) -> MutexGuard<'_, Vec<Stop>> {
         self.0.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Cause>> {
+    fn lock(&self) -> MutexGuard<'_, Option<(Cause, Instant)>> {
         self.0.signal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -144,11 +191,26 @@ impl Stop {
 mod tests {
     use std::time::Duration;
 
-    use super::{Cause, Stop};
+    use super::{Cause, Stop, Until};
+
+    #[tokio::test(start_paused = true)]
+    async fn what_hangs_is_given_up_in_time_for_what_comes_after_it() {
+        let stop = Stop::after(Duration::from_hours(1), Duration::from_secs(20));
+        assert_eq!(stop.within(Until::Steps, async { 1 }).await, Some(1));
+        stop.signal(Cause::Terminate);
+        let mut ended = vec![];
+        for until in [Until::Steps, Until::Published, Until::Remembered, Until::Unlocked] {
+            assert_eq!(stop.within(until, std::future::pending::<()>()).await, None);
+            assert_eq!(stop.within(until, async { 1 }).await, Some(1), "what does not hang is done all the same");
+            ended.push(tokio::time::Instant::now());
+        }
+        let waits: Vec<_> = ended.windows(2).map(|pair| (pair[1] - pair[0]).as_secs()).collect();
+        assert_eq!(waits, [5, 3, 2]);
+    }
 
     #[test]
     fn a_signal_reaches_every_lane_and_what_one_lane_lost_stops_that_one_alone() {
-        let pass = Stop::after(Duration::from_mins(1));
+        let pass = Stop::after(Duration::from_mins(1), Duration::from_secs(1));
         let (one, other) = (pass.child(), pass.child());
         one.signal(Cause::LockLost);
         assert_eq!((one.cause(), other.cause(), pass.cause()), (Some(Cause::LockLost), None, None));

@@ -24,7 +24,7 @@ use crate::model::short_hash;
 use crate::platform::Endpoint;
 use crate::secret::Secret;
 
-pub(crate) use by_hand::{REVOKED_NOTICE, Revocation, not_active, status};
+pub(crate) use by_hand::{REVOKED_NOTICE, Revocation, cut, not_active, status};
 pub(crate) use client::{Probe, XtmOne};
 pub(crate) use licence::Licence;
 pub(crate) use outcome::{Status, UsersOutcome, XtmOneOutcome};

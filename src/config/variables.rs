@@ -101,6 +101,7 @@ variables! {
     manager__credentials_key: Secret, "RSA private key, PEM (PKCS#8 or PKCS#1), 2048 bits or more. One of this, its `_FILE` form and the next is required.";
     manager__credentials_key_filepath: Plain, "Path of the same key in a file; the daemon's name for the `_FILE` form. Wins over `MANAGER__CREDENTIALS_KEY`.";
     manager__pass_deadline: Plain = "600", "Seconds after which a pass starts nothing new, finishes what runs and reports.";
+    manager__stop_budget: Plain = "20", "Seconds for everything that is left after the deadline or a signal: steps that run, looks, publishing, the record, the lock. What hangs is given up within them. 1 to 3600.";
     manager__concurrency: Plain = "8", "Connectors that are worked on at the same time, 1 to 64. With both platforms each has half of it, and one at least.";
     manager__probation: Plain = "60", "Seconds for which a refreshed connector has to stay up before what it replaced is removed, 0 to 86400. One that ends or restarts before is rolled back. 0 keeps nothing.";
     manager__settle: Plain = "5", "Seconds that a pass with refreshes waits, once for all of them, before it looks whether they still run, 0 to 60. What has failed by then is rolled back in the same pass.";

@@ -8,7 +8,7 @@ mod record;
 mod replace;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bollard::errors::Error as EngineError;
@@ -31,6 +31,7 @@ use crate::progress::Progress;
 use crate::render::docker::ContainerDefaults;
 use crate::render::{PullPolicy, Registry};
 use crate::secret::Secret;
+use crate::stop::{Cause, Stop};
 use images::Images;
 
 /// Longest wait for the engine's first answer.
@@ -94,14 +95,18 @@ pub struct TlsFiles {
 }
 
 /// A connection to one engine, for one manager and one platform.
+#[derive(Clone)]
 pub(crate) struct Docker {
     engine: Engine,
     description: String,
     endpoint: Endpoint,
     owner: Owner,
     settings: DockerSettings,
-    images: Images,
+    images: Arc<Images>,
     concurrency: usize,
+    stop: Stop,
+    /// The lock of this pass, once it is taken.
+    held: Arc<OnceLock<Arc<lock::HeldLock>>>,
 }
 
 impl Docker {
@@ -112,6 +117,7 @@ impl Docker {
         registry: &Registry,
         concurrency: usize,
         progress: Arc<Progress>,
+        stop: &Stop,
     ) -> Result<Self, OrchestratorError> {
         let endpoint = docker.endpoint.clone();
         let (engine, description) = negotiate(&endpoint).await?;
@@ -120,9 +126,11 @@ impl Docker {
             description,
             owner,
             settings: docker.clone(),
-            images: Images::new(registry, docker.pull_policy, progress),
+            images: Arc::new(Images::new(registry, docker.pull_policy, progress)),
             concurrency,
             endpoint,
+            stop: stop.clone(),
+            held: Arc::default(),
         })
     }
 
@@ -295,7 +303,7 @@ impl Orchestrator for Docker {
     }
 
     async fn unlock(&self, _: Permit, lock: Self::Lock) -> Result<(), OrchestratorError> {
-        self.remove(&lock.id).await.map_err(self.refused("giving back the lock"))
+        self.release(lock).await
     }
 
     async fn recall(&self) -> Result<Recalled, OrchestratorError> {
@@ -307,6 +315,11 @@ impl Orchestrator for Docker {
     }
 
     async fn execute(&self, _: Permit, step: &Step, context: StepContext<'_>) -> Result<Option<Handle>, StepError> {
+        // Another pass may have the lock by now, whatever this one believes.
+        match self.expect_lock().await {
+            Err(OrchestratorError::Locked { .. }) => return Err(StepError::Stopped(Cause::LockLost.as_str())),
+            held => held?,
+        }
         let spec = || context.spec.ok_or_else(|| StepError::Internal(format!("a {} without a spec", step.word())));
         match step {
             Step::Deploy { name } => self.deploy(spec()?, name, context.stop).await.map(Some),
@@ -353,6 +366,7 @@ impl Orchestrator for Docker {
         if before == Some(memory) {
             return Ok(());
         }
+        self.expect_lock().await?;
         self.write_record(memory).await
     }
 

@@ -1,6 +1,7 @@
 //! Runs one platform's part of a pass: registration check -> pull -> observe -> plan -> apply -> health -> logs ->
 //! report.
 
+mod applying;
 mod probation;
 mod publishing;
 mod registration;
@@ -16,20 +17,18 @@ use jiff::Timestamp;
 use super::{Command, Pass, millis};
 use crate::access::Permit;
 use crate::after_apply::{self, WorkloadsAfter};
-use crate::apply::{Applier, Outcomes};
+use crate::apply::Outcomes;
 use crate::desired::{self, Desired};
 use crate::holder;
 use crate::memory::{self, Findings, Memory};
 use crate::model::{ConnectorId, Trouble};
+use crate::orchestrator::bounded::Bounded;
 use crate::orchestrator::docker::Docker;
 use crate::orchestrator::kubernetes::Kubernetes;
-use crate::orchestrator::{
-    LogRequest, Observation, Orchestrator, OrchestratorError, OrchestratorSettings, Owner, Recalled,
-};
-use crate::plan::{self, Plan, Policy, Step};
+use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, OrchestratorSettings, Owner, Recalled};
+use crate::plan::{self, Plan, Policy};
 use crate::platform::{self, Platform, PlatformError, PlatformSettings};
 use crate::prepare::{self, Prepared};
-use crate::publish::{self, Published};
 use crate::render::{Common, ConnectorProxy, Registry};
 use crate::report::{LaneReport, PlanReport, Stage};
 use crate::restart_window::Assessment;
@@ -119,8 +118,9 @@ impl Lane<'_> {
         let (registry, concurrency) = (&settings.registry, self.pass.concurrency);
         match &settings.orchestrator {
             OrchestratorSettings::Docker(docker) => {
-                let progress = Arc::clone(&self.pass.progress);
-                Box::pin(self.stages_on(Docker::connect(docker, owner, registry, concurrency, progress))).await
+                let (progress, stop) = (Arc::clone(&self.pass.progress), self.stop.clone());
+                let connecting = Docker::connect(docker, owner, registry, concurrency, progress, &stop);
+                Box::pin(self.stages_on(connecting)).await
             }
             OrchestratorSettings::Kubernetes(kubernetes) => {
                 let stop = self.stop.clone();
@@ -138,6 +138,7 @@ impl Lane<'_> {
         let connected = self.connect(connecting).await;
         self.stage("connect", begun);
         let (orchestrator, version) = connected?;
+        let orchestrator = Bounded::new(orchestrator, self.stop.clone());
         match self.pass.command.access().permit() {
             None => self.foresee(&orchestrator, &version).await,
             Some(permit) => self.with_lock(&orchestrator, permit, &version).await,
@@ -351,65 +352,6 @@ impl Lane<'_> {
         };
         let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|lost| PlatformError::Abandoned { operation: "decrypting", why: lost.to_string() }.into())
-    }
-
-    async fn before_apply<O: Orchestrator>(
-        &mut self,
-        store: &StoredMemory<'_, O>,
-        plan: &Plan,
-        observation: &Observation,
-        known: &mut Known,
-    ) -> Result<(), End> {
-        if plan.steps().any(|(_, step)| matches!(step, Step::Hold { .. } | Step::RollBack { .. })) {
-            // A hold is stored before its step, and so is the configuration that a roll-back refuses. If the pass were
-            // killed between the step and storing it, the next pass would start the connector, or that configuration,
-            // again.
-            let (memory, _) = self.next_memory(known);
-            if let Err(error) = store.write_connectors(memory).await {
-                // Nothing of the plan is carried out, so nothing of it may be remembered.
-                known.findings.planned = None;
-                return Err(error.into());
-            }
-        }
-        if let Err(error) = store.orchestrator().mend(store.permit(), observation).await {
-            self.report.orchestrator_failed(&error);
-        }
-        Ok(())
-    }
-
-    /// Carries out the plan. Publishes connectors without steps meanwhile, because a slow step for one connector must
-    /// not make the others look dead on the platform.
-    async fn apply<O: Orchestrator>(
-        &mut self,
-        orchestrator: &O,
-        permit: Permit,
-        look: &Look,
-        after: &WorkloadsAfter,
-        known: &Known,
-    ) -> (Outcomes, Published) {
-        let begun = Instant::now();
-        let with_steps = after_apply::connectors_with_steps(&look.plan);
-        let secrets = self.secrets_of_last_logs(&look.plan, &look.desired, after);
-        let last_logs = self.last_logs(&secrets, &known.recalled);
-        let applier = self.applier(orchestrator, permit, &look.prepared, &last_logs);
-        let (memory, _) = self.next_memory(known);
-        let state = self.publish_state(&look.desired, after, &look.plan.assessments, &memory);
-        let quiet = publish::publications(state, |id| !with_steps.contains(id));
-        let publisher = self.publisher(orchestrator, permit);
-        let done = tokio::join!(applier.apply(&look.plan), publisher.publish(quiet));
-        self.stage("apply", begun);
-        done
-    }
-
-    fn applier<'b, O: Orchestrator>(
-        &'b self,
-        orchestrator: &'b O,
-        permit: Permit,
-        prepared: &'b Prepared,
-        last_logs: &'b BTreeMap<ConnectorId, LogRequest<'b>>,
-    ) -> Applier<'b, O> {
-        let (platform, stop, concurrency) = (self.platform.kind(), &self.stop, self.pass.concurrency);
-        Applier { orchestrator, platform, permit, prepared, last_logs, stop, concurrency }
     }
 
     fn report_plan(

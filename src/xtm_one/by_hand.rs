@@ -28,6 +28,15 @@ pub(crate) fn not_active() -> (XtmOneOutcome, Vec<String>) {
     (outcome, vec![])
 }
 
+/// The outcome of a registration that was given up because the pass had to end. The next pass goes on from the notes that
+/// it made on the way.
+pub(crate) fn cut(url: &str) -> (XtmOneOutcome, Vec<String>) {
+    let mut outcome = XtmOneOutcome::new(url, Status::Interrupted);
+    let error = "the pass had to end while the registration with XTM One went on".to_owned();
+    outcome.fault(None, error, "see what keeps the platform or XTM One from answering; the next pass goes on");
+    (outcome, vec![])
+}
+
 /// Takes back every token that was made for XTM One, whoever made it.
 pub(crate) struct Revocation<'a> {
     pub(crate) platform: Arc<dyn Platform>,

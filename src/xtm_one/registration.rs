@@ -9,7 +9,6 @@ mod ready;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -24,15 +23,13 @@ use crate::memory::{FailedRegistrations, XtmOneMemory};
 use crate::model::{TokenId, UserId, short_hash};
 use crate::orchestrator::Orchestrator;
 use crate::platform::{Account, Platform, PlatformError};
-use crate::stop::Stop;
+use crate::stop::{Stop, Until};
 use crate::stored_memory::StoredMemory;
 use ready::Ready;
 
 /// How many tokens a rotation replaces before it tells XTM One. When it is killed, so many users at most have to get
 /// another key.
 const ROTATED_AT_ONCE: usize = 500;
-/// How long the last request may take once the pass has to stop.
-const LAST_WORDS: Duration = Duration::from_secs(5);
 const TOKEN_CURE: &str = "look into the platform's log at this time; the next pass tries again";
 const INTERRUPTED: &str = "the pass had to stop before XTM One had acknowledged the registration";
 
@@ -280,15 +277,7 @@ impl Registrar<'_> {
             let client = Arc::clone(&client);
             move || client.send(&body)
         });
-        let stopped = async {
-            self.stop.stopped().await;
-            tokio::time::sleep(LAST_WORDS).await;
-        };
-        let sent = tokio::select! {
-            biased;
-            sent = sending => sent,
-            () = stopped => return Sent::Unknown,
-        };
+        let Some(sent) = self.stop.within(Until::Published, sending).await else { return Sent::Unknown };
         let read = match sent {
             Ok(sent) => client.read(sent, &payload.secrets()),
             Err(panic) => Err(abandoned(panic.to_string(), true)),

@@ -14,6 +14,7 @@ mod network;
 mod openaev;
 mod overlap;
 mod platform;
+mod probation;
 mod publish;
 mod readme;
 mod readonly;

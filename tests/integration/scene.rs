@@ -55,6 +55,8 @@ impl Scene {
             .var("OPENCTI__TOKEN", DEFAULT_TOKEN)
             .var("OPENCTI__DAEMON__SELECTOR", "docker")
             .var("DOCKER_HOST", docker_host)
+            // Tests of other things should not have to wait until a refresh has proved itself.
+            .var("MANAGER__PROBATION", "0")
     }
 
     /// A program that serves OpenAEV as well, which the stand-in has beside OpenCTI.

@@ -1,42 +1,110 @@
 //! The lock of a manager and platform: a container with a fixed name, because the engine allows each name only once.
 //!
-//! A pass takes the lock over when it has expired, or when the process that holds it is seen to be gone. For that it
-//! removes the container by its id, so that only one of two passes that both see the lock expired can take it over.
+//! A container's labels cannot change, so the lock cannot say how long it lasts. Instead the pass that holds it gives a
+//! sign of life from time to time: a container of its own that replaces the one before. When a lock counts as abandoned
+//! is judged by the engine's clock alone, from the times at which the engine made the lock and the last sign of life, so
+//! that a machine whose clock is wrong neither takes a lock that is held nor locks the others out.
+//!
+//! A pass takes a lock over when its process is seen to be gone, or when there was no sign of life for a minute and the
+//! process is not seen to be alive. It renames the lock first, and then looks for a sign of life once more. The holder
+//! looks at the name of its lock after each sign of life. So whatever the order, one of the two sees the other.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use bollard::models::ContainerSummary;
-use bollard::query_parameters::InspectContainerOptions;
-use jiff::Timestamp;
+use bollard::query_parameters::{InspectContainerOptions, RenameContainerOptionsBuilder};
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+use tracing::Instrument as _;
 
-use super::{Docker, FAILED, status};
+use super::{Docker, FAILED, gone, status};
 use crate::holder::{self, Holder};
 use crate::model::Cure;
 use crate::orchestrator::versioned::{decode, encode};
 use crate::orchestrator::{Orchestrator, OrchestratorError};
+use crate::stop::{Cause, Stop};
 
 pub(super) const LABEL_LOCK: &str = "xtm-reconcile.lock";
+/// The label of a sign of life. Its value is the id of the lock.
+pub(super) const LABEL_ALIVE: &str = "xtm-reconcile.alive";
 /// How long a lock of an earlier version counts when its label cannot be read.
 const FORMER_TTL: Duration = Duration::from_hours(1);
 /// How often the lock is tried for again when it vanishes between the attempt to take it and the look at its holder.
 const TRIES: usize = 5;
+/// The time between two signs of life.
+const RENEW: Duration = Duration::from_secs(15);
+/// The time between two attempts while the engine does not take a sign of life.
+const RETRY: Duration = Duration::from_secs(3);
+/// How long a pass trusts its last sign of life. Others wait for longer, see [`ABANDONED`].
+const TRUSTED: Duration = Duration::from_secs(40);
+/// The time without a sign of life after which a lock counts as abandoned.
+const ABANDONED: SignedDuration = SignedDuration::from_secs(60);
 
 const LOCKED: Cure = Cure(
     "wait for that pass; if its process is gone for good, remove the container that the lock is, or wait until it expires",
 );
+const ALIVE: Cure = Cure("wait for that pass; its process is there on this machine, so end it if it hangs");
+const LOST: Cure = Cure("see what took or removed the lock; the next pass goes on where this one stopped");
 
-/// The lock that this pass holds.
+/// The lock that this pass holds, and the task that keeps it.
 pub struct DockerLock {
-    pub(super) id: String,
+    held: Arc<HeldLock>,
+    keeping: JoinHandle<()>,
+}
+
+/// The lock as this pass knows it.
+pub(super) struct HeldLock {
+    id: String,
+    name: String,
+    /// Stopped when the lock is lost.
+    stop: Stop,
+    last_sign: Mutex<Sign>,
+}
+
+impl HeldLock {
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+/// A sign of life that the engine has taken.
+struct Sign {
+    /// The container. `None` when it is the lock itself.
+    id: Option<String>,
+    at: Moment,
+}
+
+/// A moment by both clocks. While a machine sleeps only the wall clock goes on, and somebody may set the wall clock back.
+#[derive(Clone, Copy)]
+struct Moment {
+    steady: Instant,
+    wall: SystemTime,
+}
+
+impl Moment {
+    fn now() -> Self {
+        Self { steady: Instant::now(), wall: SystemTime::now() }
+    }
+
+    /// The time since then, by the clock that shows more of it.
+    fn age(self) -> Duration {
+        self.steady.elapsed().max(self.wall.elapsed().unwrap_or_default())
+    }
 }
 
 #[derive(Serialize, Deserialize)]
 struct LockState {
     holder: Holder,
     since: Timestamp,
+    /// When it expires unless the pass ends before, by the clock of the holder. Only versions before this one go by it.
     until: Timestamp,
+    /// Whether the holder gives signs of life. Versions before this one did not.
+    #[serde(default)]
+    shows_life: bool,
 }
 
 /// A lock that exists already, with what is known of its holder.
@@ -44,6 +112,7 @@ struct Found {
     id: String,
     /// `None` when the label of the lock cannot be read.
     state: Option<LockState>,
+    /// By the engine's clock.
     created: Timestamp,
 }
 
@@ -52,37 +121,122 @@ impl Docker {
         let name = format!("xtm-reconcile-lock-{}-{}", self.owner.manager, self.owner.platform.label());
         let mut found = None;
         for _ in 0..TRIES {
+            let begun = Moment::now();
             match self.try_lock(&name, holder, ttl).await? {
-                Some(lock) => return Ok(lock),
+                Some(id) => return Ok(self.hold(id, name, begun)),
                 None => found = self.find_lock(&name).await?,
             }
             let Some(lock) = &found else { continue };
-            if !is_void(lock, ttl) {
+            if !self.is_void(lock, ttl).await? {
                 break;
             }
             tracing::warn!(lock = name, "taking over the lock of a pass that is gone");
-            self.remove(&lock.id).await.map_err(self.refused("taking over the lock"))?;
+            if !self.take_away(lock, &name, ttl).await? {
+                break;
+            }
         }
         Err(self.locked(found.as_ref(), ttl))
     }
 
+    /// Gives the lock back. Every container that it consists of goes.
+    pub(super) async fn release(&self, lock: DockerLock) -> Result<(), OrchestratorError> {
+        lock.keeping.abort();
+        // A sign of life that is being given just now ends before this.
+        let sign = lock.held.last_sign.lock().await;
+        if let Some(id) = &sign.id {
+            self.remove(id).await.map_err(self.refused("giving back the lock"))?;
+        }
+        self.remove(&lock.held.id).await.map_err(self.refused("giving back the lock"))
+    }
+
+    /// Fails when this pass does not hold its lock any more, so that it must not change anything. A pass without a lock
+    /// changes nothing anyway.
+    pub(super) async fn expect_lock(&self) -> Result<(), OrchestratorError> {
+        let Some(held) = self.held.get() else { return Ok(()) };
+        let mut sign = held.last_sign.lock().await;
+        if sign.at.age() >= TRUSTED {
+            // It slept, or could not reach the engine, for long enough that somebody may be about to take the lock.
+            self.give_sign(held, &mut sign).await
+        } else {
+            self.is_held(held).await
+        }
+    }
+
+    fn hold(&self, id: String, name: String, begun: Moment) -> DockerLock {
+        let last_sign = Mutex::new(Sign { id: None, at: begun });
+        let held = Arc::new(HeldLock { id, name, stop: self.stop.clone(), last_sign });
+        // A lane takes its lock once.
+        drop(self.held.set(Arc::clone(&held)));
+        let (engine, lock) = (self.clone(), Arc::clone(&held));
+        let keep = async move { engine.keep_lock(&lock).await };
+        DockerLock { held, keeping: tokio::spawn(keep.in_current_span()) }
+    }
+
+    /// Gives signs of life until the lock is lost.
+    async fn keep_lock(&self, held: &HeldLock) {
+        let mut wait = RENEW;
+        loop {
+            tokio::time::sleep(wait).await;
+            let mut sign = held.last_sign.lock().await;
+            wait = match self.give_sign(held, &mut sign).await {
+                Ok(()) => RENEW,
+                Err(OrchestratorError::Locked { .. }) => return,
+                Err(error) if sign.at.age() >= TRUSTED => {
+                    tracing::error!(%error, "the lock cannot be kept");
+                    held.stop.signal(Cause::LockLost);
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the lock cannot be kept yet");
+                    RETRY
+                }
+            };
+        }
+    }
+
+    /// Gives a sign of life, and then sees whether the lock is still held.
+    async fn give_sign(&self, held: &HeldLock, sign: &mut Sign) -> Result<(), OrchestratorError> {
+        let at = Moment::now();
+        let name = format!("{}-alive-{:08x}", held.name, fastrand::u32(..));
+        let labels = HashMap::from([(LABEL_ALIVE.to_owned(), held.id.clone())]);
+        let id = self.create_marker(&name, labels).await.map_err(self.refused("keeping the lock"))?;
+        let former = sign.id.replace(id);
+        if let Some(former) = former {
+            self.remove(&former).await.map_err(self.refused("keeping the lock"))?;
+        }
+        self.is_held(held).await?;
+        sign.at = at;
+        Ok(())
+    }
+
+    /// Fails when the lock is gone or has another name. The pass ends then.
+    async fn is_held(&self, held: &HeldLock) -> Result<(), OrchestratorError> {
+        let why = match self.engine.inspect_container(&held.id, None::<InspectContainerOptions>).await {
+            Ok(inspected) if inspected.name.as_deref().map(|name| name.trim_start_matches('/')) == Some(&held.name) => {
+                return Ok(());
+            }
+            Ok(_) => "a pass that is taking it over",
+            Err(error) if status(&error) == Some(404) => "nobody, for somebody removed it,",
+            Err(error) => return Err(self.refused("looking at the own lock")(error)),
+        };
+        held.stop.signal(Cause::LockLost);
+        let (holder, since, until) = (why.to_owned(), format!("{:.0}", Timestamp::now()), "unknown".to_owned());
+        Err(OrchestratorError::Locked { place: self.place(), holder, since, until, cure: LOST })
+    }
+
     /// Tries once to take the lock. `None` when the lock exists already.
-    async fn try_lock(
-        &self,
-        name: &str,
-        holder: &Holder,
-        ttl: Duration,
-    ) -> Result<Option<DockerLock>, OrchestratorError> {
+    async fn try_lock(&self, name: &str, holder: &Holder, ttl: Duration) -> Result<Option<String>, OrchestratorError> {
         let since = Timestamp::now();
         let until = since.saturating_add(ttl).unwrap_or(Timestamp::MAX);
         let what = "taking the lock";
-        let label = encode(LockState { holder: holder.clone(), since, until }).map_err(|error| {
+        let state = LockState { holder: holder.clone(), since, until, shows_life: true };
+        let label = encode(state).map_err(|error| {
             let (what, why) = (what.to_owned(), error.to_string());
             OrchestratorError::Refused { what, place: self.place(), why, cure: FAILED }
         })?;
         let labels = HashMap::from([(LABEL_LOCK.to_owned(), label)]);
         match self.create_marker(name, labels).await {
-            Ok(id) => Ok(Some(DockerLock { id })),
+            Ok(id) => Ok(Some(id)),
             Err(error) if status(&error) == Some(409) => Ok(None),
             Err(error) => Err(self.refused(what)(error)),
         }
@@ -105,34 +259,89 @@ impl Docker {
         Ok(Some(Found { id: inspected.id.unwrap_or_default(), state: state(&labels), created }))
     }
 
+    /// Whether nobody holds this lock any more.
+    async fn is_void(&self, lock: &Found, ttl: Duration) -> Result<bool, OrchestratorError> {
+        if let Some(state) = &lock.state {
+            if holder::is_gone(&state.holder) {
+                return Ok(true);
+            }
+            if holder::is_alive(&state.holder) {
+                return Ok(false);
+            }
+        }
+        let (sign, now) = tokio::try_join!(self.last_sign_of(lock), self.engine_time())?;
+        Ok(expiry(lock, sign.map(|(_, at)| at), ttl) <= now)
+    }
+
+    /// Takes an abandoned lock away. False when its holder turns out to be alive.
+    async fn take_away(&self, lock: &Found, name: &str, ttl: Duration) -> Result<bool, OrchestratorError> {
+        const WHAT: &str = "taking over the lock";
+        let rename = |to: String| {
+            let options = RenameContainerOptionsBuilder::default().name(&to).build();
+            self.engine.rename_container(&lock.id, options)
+        };
+        let void = format!("{name}-void-{:08x}", fastrand::u32(..));
+        rename(void).await.or_else(gone).map_err(self.refused(WHAT))?;
+        if !self.is_void(lock, ttl).await? {
+            rename(name.to_owned()).await.or_else(gone).map_err(self.refused(WHAT))?;
+            return Ok(false);
+        }
+        for id in self.signs_of(lock).await?.into_iter().map(|(id, _)| id).chain([lock.id.clone()]) {
+            self.remove(&id).await.map_err(self.refused(WHAT))?;
+        }
+        Ok(true)
+    }
+
+    /// The signs of life of the holder of a lock, each with its time by the engine's clock.
+    async fn signs_of(&self, lock: &Found) -> Result<Vec<(String, Timestamp)>, OrchestratorError> {
+        let filters = HashMap::from([("label", vec![format!("{LABEL_ALIVE}={}", lock.id)])]);
+        let signs = self.list(&filters).await?.into_iter().map(|summary| (created(&summary), summary.id));
+        Ok(signs.map(|(at, id)| (id.unwrap_or_default(), at)).collect())
+    }
+
+    async fn last_sign_of(&self, lock: &Found) -> Result<Option<(String, Timestamp)>, OrchestratorError> {
+        Ok(self.signs_of(lock).await?.into_iter().max_by_key(|(_, at)| *at))
+    }
+
+    /// The time by the engine's clock; by our own when the engine does not say, as behind a proxy that allows little.
+    async fn engine_time(&self) -> Result<Timestamp, OrchestratorError> {
+        match self.engine.info().await {
+            Ok(info) => Ok(info.system_time.and_then(|text| text.parse().ok()).unwrap_or_else(Timestamp::now)),
+            Err(error) if status(&error) == Some(403) => Ok(Timestamp::now()),
+            Err(error) => Err(self.refused("asking for the engine's time")(error)),
+        }
+    }
+
     /// The error for a pass of an earlier version that is still at work; `None` when its lock is void. The lock of that
     /// version has another name, so that the two versions do not exclude each other by themselves.
     pub(super) fn former_lock_holder(&self, summary: &ContainerSummary) -> Option<OrchestratorError> {
         let state = summary.labels.as_ref().and_then(state);
-        let created = summary.created.and_then(|second| Timestamp::from_second(second).ok()).unwrap_or_default();
-        let found = Found { id: summary.id.clone().unwrap_or_default(), state, created };
+        let found = Found { id: summary.id.clone().unwrap_or_default(), state, created: created(summary) };
+        let is_gone = found.state.as_ref().is_some_and(|state| holder::is_gone(&state.holder));
         // A label that cannot be read does not say how long the lock was meant to last, so a fixed time counts.
-        (!is_void(&found, FORMER_TTL)).then(|| self.locked(Some(&found), FORMER_TTL))
+        let is_void = is_gone || expiry(&found, None, FORMER_TTL) <= Timestamp::now();
+        (!is_void).then(|| self.locked(Some(&found), FORMER_TTL))
     }
 
     fn locked(&self, found: Option<&Found>, ttl: Duration) -> OrchestratorError {
         let place = self.place();
-        let text = |holder: String, since: Timestamp, until: Timestamp| OrchestratorError::Locked {
-            place: place.clone(),
-            holder,
-            since: format!("{since:.0}"),
-            until: format!("{until:.0}"),
-            cure: LOCKED,
+        let Some(found) = found else {
+            let (holder, now) = ("several passes at once".to_owned(), format!("{:.0}", Timestamp::now()));
+            return OrchestratorError::Locked { place, holder, since: now.clone(), until: now, cure: LOCKED };
         };
-        match found {
-            Some(Found { state: Some(LockState { holder, since, until }), .. }) => {
-                text(format!("pass {} (process {} on {})", holder.pass, holder.pid, holder.host), *since, *until)
+        let until = format!("{:.0}", expiry(found, None, ttl));
+        match &found.state {
+            Some(state) => {
+                let LockState { holder, since, shows_life, .. } = state;
+                let until = if *shows_life { "it gives no sign of life for a minute".to_owned() } else { until };
+                let cure = if holder::is_alive(holder) { ALIVE } else { LOCKED };
+                let holder = format!("pass {} (process {} on {})", holder.pass, holder.pid, holder.host);
+                OrchestratorError::Locked { place, holder, since: format!("{since:.0}"), until, cure }
             }
-            Some(found) => {
-                let until = found.created.saturating_add(ttl).unwrap_or(Timestamp::MAX);
-                text("one that cannot be read".to_owned(), found.created, until)
+            None => {
+                let (holder, since) = ("one that cannot be read".to_owned(), format!("{:.0}", found.created));
+                OrchestratorError::Locked { place, holder, since, until, cure: LOCKED }
             }
-            None => text("several passes at once".to_owned(), Timestamp::now(), Timestamp::now()),
         }
     }
 }
@@ -141,10 +350,25 @@ fn state(labels: &HashMap<String, String>) -> Option<LockState> {
     labels.get(LABEL_LOCK).and_then(|text| decode(text).ok())
 }
 
-/// Whether nobody can hold this lock any more. A lock whose label cannot be read expires `ttl` after it was created.
-fn is_void(lock: &Found, ttl: Duration) -> bool {
+fn created(summary: &ContainerSummary) -> Timestamp {
+    summary.created.and_then(|second| Timestamp::from_second(second).ok()).unwrap_or_default()
+}
+
+/// When a lock counts as abandoned, by the engine's clock. Pure.
+///
+/// A version before this one gave no signs of life and wrote by its own clock until when its lock lasts. A wrong clock must
+/// not make that hours, so it lasts no longer after its creation than was meant. A lock whose label cannot be read lasts
+/// `ttl`.
+fn expiry(lock: &Found, last_sign: Option<Timestamp>, ttl: Duration) -> Timestamp {
+    let after = |time: Timestamp, lasts| time.saturating_add(lasts).unwrap_or(Timestamp::MAX);
+    let ttl = SignedDuration::try_from(ttl).unwrap_or(ABANDONED);
     match &lock.state {
-        Some(state) => state.until < Timestamp::now() || holder::is_gone(&state.holder),
-        None => lock.created.saturating_add(ttl).is_ok_and(|until| until < Timestamp::now()),
+        Some(state) if state.shows_life => after(last_sign.unwrap_or_default().max(lock.created), ABANDONED),
+        Some(state) => {
+            let meant = state.since.duration_until(state.until);
+            let longest = ttl.max(SignedDuration::from_hours(1));
+            after(lock.created, meant.clamp(SignedDuration::ZERO, longest)).min(state.until)
+        }
+        None => after(lock.created, ttl),
     }
 }

@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use bollard::body_full;
 use bollard::errors::Error as EngineError;
-use bollard::models::ContainerCreateBody;
+use bollard::models::{ContainerCreateBody, ContainerSummary};
 use bollard::query_parameters::{CreateContainerOptionsBuilder, CreateImageOptionsBuilder};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
 
-use super::lock::LABEL_LOCK;
+use super::lock::{LABEL_ALIVE, LABEL_LOCK};
 use super::{Docker, FAILED, status};
 use crate::memory::{ConnectorMemory, Memory, Registration, XtmOneMemory};
 use crate::model::{ConfigHash, ConnectorId, PlatformKind};
@@ -79,6 +79,10 @@ impl Docker {
                     None => records.ids.extend(summary.id.clone()),
                     Some(held) => records.recalled.locked = Some(held),
                 }
+            } else if self.is_left_over(&summary, labels) {
+                // A pass was killed while it took a lock over.
+                records.ids.extend(summary.id.clone());
+                records.recalled.stale = true;
             }
             let Some(head) = labels.get(LABEL_RECORD) else { continue };
             records.ids.extend(summary.id.clone());
@@ -100,6 +104,14 @@ impl Docker {
         }
         records.recalled.stale |= records.ids.len() > 1 || !records.recalled.notices.is_empty();
         Ok(records)
+    }
+
+    /// Whether this is a part of a lock, and not of the lock of this pass. Nobody else can hold one now.
+    fn is_left_over(&self, summary: &ContainerSummary, labels: &HashMap<String, String>) -> bool {
+        let id = summary.id.as_deref().unwrap_or_default();
+        let of_lock =
+            labels.get(LABEL_ALIVE).map(String::as_str).or_else(|| labels.contains_key(LABEL_LOCK).then_some(id));
+        of_lock.is_some_and(|lock| self.held.get().is_some_and(|held| held.id() != lock))
     }
 
     /// Replaces all records by a single one that holds `memory`.

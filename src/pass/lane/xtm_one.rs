@@ -9,7 +9,7 @@ use crate::memory::XtmOneMemory;
 use crate::orchestrator::Orchestrator;
 use crate::pass::XtmOneCommand;
 use crate::platform::Platform;
-use crate::stop::Stop;
+use crate::stop::{Stop, Until};
 use crate::stored_memory::StoredMemory;
 use crate::xtm_one::{self, Registrar, Revocation, Status, Wanted, XtmOneOutcome, XtmOneSettings};
 
@@ -32,12 +32,24 @@ impl XtmOneLane {
         store: &StoredMemory<'_, O>,
         memory: &XtmOneMemory,
     ) -> Option<Outcome> {
-        Some(self.registrar(self.active()?, version).register(store, memory, Wanted::Heartbeat).await)
+        Some(self.registered(self.registrar(self.active()?, version), store, memory, Wanted::Heartbeat).await)
     }
 
     /// Reports what [`Self::register`] would do.
     pub(super) async fn foresee(&self, version: &str, memory: &XtmOneMemory) -> Option<Outcome> {
         Some(self.registrar(self.active()?, version).foresee(memory, Wanted::Heartbeat).await)
+    }
+
+    /// Registers, and gives up when the pass has to end before that is done.
+    async fn registered<O: Orchestrator>(
+        &self,
+        registrar: Registrar<'_>,
+        store: &StoredMemory<'_, O>,
+        memory: &XtmOneMemory,
+        wanted: Wanted<'_>,
+    ) -> Outcome {
+        let done = self.stop.within(Until::Published, registrar.register(store, memory, wanted)).await;
+        done.unwrap_or_else(|| xtm_one::cut(&registrar.settings.endpoint.url))
     }
 
     fn active(&self) -> Option<&XtmOneSettings> {
@@ -99,7 +111,9 @@ impl Lane<'_> {
             XtmOneCommand::Rotate { user, .. } => {
                 let wanted = Wanted::Rotation(user.as_deref());
                 let outcome = match xtm_one.active() {
-                    Some(settings) => xtm_one.registrar(settings, version).register(store, memory, wanted).await,
+                    Some(settings) => {
+                        xtm_one.registered(xtm_one.registrar(settings, version), store, memory, wanted).await
+                    }
                     None => xtm_one::not_active(),
                 };
                 self.report_xtm_one(Some(outcome));
