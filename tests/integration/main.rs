@@ -3,11 +3,13 @@
 
 mod cli;
 mod config;
+mod deadline;
 mod docker;
 mod images;
 mod input;
 mod kill;
 mod lanes;
+mod lock;
 mod memory;
 mod moves;
 mod network;

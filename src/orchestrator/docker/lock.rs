@@ -329,17 +329,21 @@ impl Docker {
             let (holder, now) = ("several passes at once".to_owned(), format!("{:.0}", Timestamp::now()));
             return OrchestratorError::Locked { place, holder, since: now.clone(), until: now, cure: LOCKED };
         };
-        let until = format!("{:.0}", expiry(found, None, ttl));
         match &found.state {
             Some(state) => {
-                let LockState { holder, since, shows_life, .. } = state;
-                let until = if *shows_life { "it gives no sign of life for a minute".to_owned() } else { until };
+                let LockState { holder, since, shows_life, until } = state;
+                let until = if *shows_life {
+                    "it gives no sign of life for a minute".to_owned()
+                } else {
+                    format!("{until:.0}")
+                };
                 let cure = if holder::is_alive(holder) { ALIVE } else { LOCKED };
                 let holder = format!("pass {} (process {} on {})", holder.pass, holder.pid, holder.host);
                 OrchestratorError::Locked { place, holder, since: format!("{since:.0}"), until, cure }
             }
             None => {
                 let (holder, since) = ("one that cannot be read".to_owned(), format!("{:.0}", found.created));
+                let until = format!("{:.0}", expiry(found, None, ttl));
                 OrchestratorError::Locked { place, holder, since, until, cure: LOCKED }
             }
         }
@@ -370,5 +374,53 @@ fn expiry(lock: &Found, last_sign: Option<Timestamp>, ttl: Duration) -> Timestam
             after(lock.created, meant.clamp(SignedDuration::ZERO, longest)).min(state.until)
         }
         None => after(lock.created, ttl),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_mins(14);
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn found(since: &str, until: &str, shows_life: bool) -> Found {
+        let holder = holder::this_process("p");
+        let state = Some(LockState { holder, since: at(since), until: at(until), shows_life });
+        Found { id: "l".to_owned(), state, created: at("2026-03-01T12:00:00Z") }
+    }
+
+    #[test]
+    fn a_lock_lasts_by_the_engines_clock_whatever_the_clock_of_its_holder_shows() {
+        for since in ["2026-03-01T12:00:00Z", "2026-03-01T17:00:00Z", "2026-03-01T07:00:00Z"] {
+            let lock = found(since, "2126-03-01T12:00:00Z", true);
+            assert_eq!(expiry(&lock, None, TTL), at("2026-03-01T12:01:00Z"));
+            assert_eq!(expiry(&lock, Some(at("2026-03-01T12:08:30Z")), TTL), at("2026-03-01T12:09:30Z"));
+        }
+    }
+
+    #[test]
+    fn a_lock_of_an_earlier_version_lasts_as_long_as_was_meant_and_not_for_hours() {
+        // Its holder's clock was right, then five hours ahead.
+        for (since, until) in
+            [("2026-03-01T12:00:00Z", "2026-03-01T12:14:00Z"), ("2026-03-01T17:00:00Z", "2026-03-01T17:14:00Z")]
+        {
+            assert_eq!(expiry(&found(since, until, false), None, TTL), at("2026-03-01T12:14:00Z"));
+        }
+        let absurd = found("2026-03-01T12:00:00Z", "2126-03-01T12:00:00Z", false);
+        assert_eq!(expiry(&absurd, None, TTL), at("2026-03-01T13:00:00Z"));
+        let unreadable = Found { state: None, ..absurd };
+        assert_eq!(expiry(&unreadable, None, TTL), at("2026-03-01T12:14:00Z"));
+    }
+
+    #[test]
+    fn a_pass_that_slept_does_not_trust_its_last_sign_of_life() {
+        let now = Moment::now();
+        let slept = Moment { wall: now.wall - Duration::from_mins(2), ..now };
+        let set_back = Moment { steady: now.steady - Duration::from_mins(2), wall: now.wall + Duration::from_hours(1) };
+        assert!(now.age() < TRUSTED && slept.age() >= TRUSTED && set_back.age() >= TRUSTED);
     }
 }

@@ -8,9 +8,9 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::engine::Engine;
 use super::http::{self, Copy, Framing, RequestHead, ResponseHead};
@@ -98,6 +98,10 @@ pub(crate) enum Fault {
     Drop,
     /// The engine did it; the connection is closed without an answer.
     DropAfter,
+    /// This request and all that come later get no answer, and the engine never hears of them.
+    HangFromHere,
+    /// This request gets the beginning of an answer and no more.
+    HangInBody,
 }
 
 enum Action {
@@ -117,6 +121,8 @@ struct State {
     requests: Vec<Request>,
     rules: Vec<Rule>,
     faults: usize,
+    hangs: bool,
+    turns: Option<Arc<Turns>>,
 }
 
 /// The proxy. Several clients may use it at once; its counts run over all of them.
@@ -203,6 +209,11 @@ impl ApiTap {
         Gate { arrived, release }
     }
 
+    /// Lets the requests through one at a time, in the order that `turns` draws.
+    pub(crate) fn take_turns(&self, turns: &Arc<Turns>) {
+        lock(&self.state).turns = Some(Arc::clone(turns));
+    }
+
     /// How many faults have happened: none means that the nth request never came.
     pub(crate) fn faults(&self) -> usize {
         lock(&self.state).faults
@@ -211,6 +222,72 @@ impl ApiTap {
     fn add(&self, pattern: &str, nth: usize, action: Action) {
         assert!(nth > 0, "requests are counted from 1");
         lock(&self.state).rules.push(Rule { pattern: pattern.to_owned(), skip: nth - 1, action });
+    }
+}
+
+/// Draws which of several waiting requests comes next, so that two programs meet in every order.
+pub(crate) struct Turns {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+struct Queue {
+    waiting: Vec<u64>,
+    tickets: u64,
+    /// The request whose turn it is.
+    turn: Option<u64>,
+    last_change: Instant,
+    random: u64,
+}
+
+/// Ends the turn of a request when it is dropped.
+pub(crate) struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    /// How long nothing has to happen before the next request is drawn: a program that is about to ask needs the time.
+    const QUIET: Duration = Duration::from_millis(4);
+
+    /// The same seed draws the same order from the same requests.
+    pub(crate) fn new(seed: u64) -> Arc<Self> {
+        let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let queue = Queue { waiting: vec![], tickets: 0, turn: None, last_change: Instant::now(), random };
+        Arc::new(Self { queue: Mutex::new(queue), changed: Condvar::new() })
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn wait(&self) -> Turn<'_> {
+        let mut queue = self.queue();
+        queue.tickets += 1;
+        let own = queue.tickets;
+        queue.waiting.push(own);
+        queue.last_change = Instant::now();
+        loop {
+            if queue.turn.is_none() && queue.last_change.elapsed() >= Self::QUIET {
+                // xorshift64
+                queue.random ^= queue.random << 13;
+                queue.random ^= queue.random >> 7;
+                queue.random ^= queue.random << 17;
+                let drawn = usize::try_from(queue.random % queue.waiting.len() as u64).expect("an index");
+                queue.turn = Some(queue.waiting.swap_remove(drawn));
+                self.changed.notify_all();
+            }
+            if queue.turn == Some(own) {
+                return Turn(self);
+            }
+            let waited = self.changed.wait_timeout(queue, Self::QUIET);
+            queue = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.0.queue();
+        (queue.turn, queue.last_change) = (None, Instant::now());
+        self.0.changed.notify_all();
     }
 }
 
@@ -240,7 +317,11 @@ fn note(state: &Mutex<State>, request: &Request) -> Option<Action> {
             rule.skip = rule.skip.saturating_sub(1);
         }
     }
-    let action = due.map(|index| state.rules.remove(index).action);
+    let mut action = due.map(|index| state.rules.remove(index).action);
+    state.hangs |= matches!(action, Some(Action::Fault(Fault::HangFromHere)));
+    if state.hangs {
+        action = Some(Action::Fault(Fault::HangFromHere));
+    }
     if matches!(action, Some(Action::Fault(_))) {
         state.faults += 1;
     }
@@ -255,6 +336,8 @@ fn serve(client: &UnixStream, engine: &Path, state: &Mutex<State>) {
         while let Some(head) = http::read_request(&mut connection.from_client)? {
             let request = Request::new(&head, pid);
             let action = note(state, &request);
+            let turns = lock(state).turns.clone();
+            let _turn = turns.as_ref().map(|turns| turns.wait());
             if !connection.exchange(&head, &request, action)? {
                 break;
             }
@@ -297,6 +380,15 @@ impl<'a> Connection<'a> {
                 return Ok(false);
             }
             Some(Fault::Drop) => return Ok(false),
+            Some(fault @ (Fault::HangFromHere | Fault::HangInBody)) => {
+                if matches!(fault, Fault::HangInBody) {
+                    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n[";
+                    (&*self.client).write_all(head.as_bytes())?;
+                }
+                // Until the client gives up.
+                io::copy(&mut self.from_client, &mut io::sink())?;
+                return Ok(false);
+            }
             Some(Fault::SignalBefore(signal)) => process::signal(request.pid, signal),
             Some(Fault::Status(status)) => {
                 // The body is taken off the wire, so that the connection can be used on.
