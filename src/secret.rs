@@ -4,9 +4,11 @@
 //! [`Secret::expose`], so that a search for that word shows every place that reads one.
 
 use std::fmt;
+use std::ops::Deref;
 
 use serde::{Deserialize, Deserializer};
-use zeroize::Zeroizing;
+use serde_json::Value;
+use zeroize::{Zeroize, Zeroizing};
 
 /// A value that must not be shown: a token, a password, a decrypted or sensitive variable.
 #[derive(Clone, PartialEq, Eq)]
@@ -42,6 +44,38 @@ impl Secret {
         };
         let shown: String = rest.chars().take((rest.chars().count() / 4).min(4)).collect();
         format!("{prefix}{shown}…")
+    }
+}
+
+/// JSON with secrets in it. All its texts are wiped on drop.
+pub(crate) struct SecretJson(Value);
+
+impl SecretJson {
+    pub(crate) fn new(value: Value) -> Self {
+        Self(value)
+    }
+}
+
+impl Deref for SecretJson {
+    type Target = Value;
+
+    fn deref(&self) -> &Value {
+        &self.0
+    }
+}
+
+impl Drop for SecretJson {
+    fn drop(&mut self) {
+        wipe(&mut self.0);
+    }
+}
+
+fn wipe(value: &mut Value) {
+    match value {
+        Value::String(text) => text.zeroize(),
+        Value::Array(items) => items.iter_mut().for_each(wipe),
+        Value::Object(fields) => fields.values_mut().for_each(wipe),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 
