@@ -105,7 +105,16 @@ impl fmt::Display for Secret {
 
 #[cfg(test)]
 mod tests {
-    use super::Secret;
+    use serde_json::json;
+
+    use super::{Secret, wipe};
+
+    #[test]
+    fn all_texts_of_json_with_secrets_are_wiped() {
+        let mut value = json!({ "data": { "a": "hunter2" }, "list": [{ "b": "hunter2" }, "hunter2"], "number": 1 });
+        wipe(&mut value);
+        assert_eq!(value, json!({ "data": { "a": "" }, "list": [{ "b": "" }, ""], "number": 1 }));
+    }
 
     #[test]
     fn neither_debug_nor_display_shows_the_value() {

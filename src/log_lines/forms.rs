@@ -1,5 +1,7 @@
 //! The texts as which a secret may stand in a log: as it is, and escaped or encoded.
 
+use std::collections::BTreeSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use zeroize::Zeroizing;
@@ -34,7 +36,7 @@ pub(super) fn forms(value: &str) -> Vec<Form> {
     parts.sort_unstable();
     parts.dedup();
     let mut forms = Vec::new();
-    for part in parts.into_iter().filter(|part| part.len() >= SECRET_MIN) {
+    for part in parts.into_iter().filter(|part| part.trim().len() >= SECRET_MIN) {
         forms.push(whole(part.to_owned()));
         json(part, &mut forms);
         percent(part, &mut forms);
@@ -80,10 +82,14 @@ struct JsonStyle {
     upper: bool,
 }
 
+/// The choices to try: both when they make a difference.
+fn either(differs: bool) -> &'static [bool] {
+    if differs { &[false, true] } else { &[false] }
+}
+
 /// Adds the value as it stands in a JSON string, in the styles of common serialisers. Styles that make no difference to
 /// this value are left out, because most values look alike in all of them.
 fn json(value: &str, forms: &mut Vec<Form>) {
-    let either = |differs: bool| if differs { &[false, true][..] } else { &[false] };
     let html: &[_] = if value.contains(ESCAPED_BY_NET) { &[&[], ESCAPED_BY_GO, ESCAPED_BY_NET] } else { &[&[]] };
     for &html in html {
         for &ascii in either(value.contains(|c| c > '~')) {
@@ -139,28 +145,39 @@ fn digit(value: u16, upper: bool) -> char {
     if upper { digit.to_ascii_uppercase() } else { digit }
 }
 
-/// Adds the value as it stands in a URL or in the body of a form.
+/// Adds the value as it stands in a URL or in the body of a form. Encoders that agree on all characters of this value
+/// make one form.
 fn percent(value: &str, forms: &mut Vec<Form>) {
     if value.bytes().all(is_plain_in_url) {
         return;
     }
+    let mut tried = BTreeSet::new();
     for kept in KEPT {
-        for (plus, upper) in [(false, false), (false, true), (true, false), (true, true)] {
-            // Three characters per byte: see `in_json`.
-            let mut text = String::with_capacity(value.len() * 3);
-            for byte in value.bytes() {
-                match char::from(byte) {
-                    ' ' if plus => text.push('+'),
-                    c if is_plain_in_url(byte) || kept.contains(c) => text.push(c),
-                    _ => {
-                        text.push('%');
-                        text.extend([byte >> 4, byte & 0xf].map(|half| digit(u16::from(half), upper)));
-                    }
-                }
-            }
-            forms.push(whole(text));
+        let differences: String = KEPT.concat().chars().filter(|c| kept.contains(*c) && value.contains(*c)).collect();
+        if !tried.insert(differences) {
+            continue;
+        }
+        for &plus in either(value.contains(' ')) {
+            forms.extend([false, true].map(|upper| whole(in_url(value, kept, plus, upper))));
         }
     }
+}
+
+/// `kept` are the characters that are left as they are besides the plain ones. `plus` says whether a space becomes `+`.
+fn in_url(value: &str, kept: &str, plus: bool, upper: bool) -> String {
+    // Three characters per byte: see `in_json`.
+    let mut text = String::with_capacity(value.len() * 3);
+    for byte in value.bytes() {
+        match char::from(byte) {
+            ' ' if plus => text.push('+'),
+            c if is_plain_in_url(byte) || kept.contains(c) => text.push(c),
+            _ => {
+                text.push('%');
+                text.extend([byte >> 4, byte & 0xf].map(|half| digit(u16::from(half), upper)));
+            }
+        }
+    }
+    text
 }
 
 fn is_plain_in_url(byte: u8) -> bool {

@@ -278,7 +278,9 @@ mod tests {
             format!("<{MASK}> <{MASK}-ijkl>")
         );
         assert_eq!(shown(&["masked"], "masked"), MASK);
-        assert_eq!(shown(&["abc"], "abc"), "abc", "too short");
+        for (secret, line) in [("abc", "abc"), ("      ", "a      b"), ("  ab  ", "<  ab  >"), ("", "line")] {
+            assert_eq!(shown(&[secret], line), line, "too short");
+        }
         assert_eq!(shown(&["tab\tinside"], "<tab\tinside>"), format!("<{MASK}>"));
     }
 

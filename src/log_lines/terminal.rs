@@ -64,10 +64,10 @@ pub(super) fn plain<'a>(line: &'a str, hidden: &[Range<usize>], mark: &str) -> C
     Cow::Owned(shown)
 }
 
-/// Whether a line has surely no control character. All of those beyond ASCII have 0xc2 as their first byte. To count is
-/// faster than to stop at the first one, as most lines have none.
+/// Whether a line has surely no control character. All of those beyond ASCII have 0xc2 as their first byte. It reads
+/// the whole line, which is faster than to stop at the first one, as most lines have none.
 fn is_plain(line: &str) -> bool {
-    line.bytes().filter(|byte| matches!(byte, ..b' ' | 0x7f | 0xc2)).count() == 0
+    line.bytes().fold(0, |found, byte| found | u8::from(matches!(byte, ..b' ' | 0x7f | 0xc2))) == 0
 }
 
 /// Where the sequence ends that `introducer` begins, which stands just before `at`. Of a sequence that does not end on
@@ -99,19 +99,11 @@ fn control_end(line: &str, at: usize) -> usize {
     if ends { at + parameters + 1 } else { at }
 }
 
-/// Where a string sequence ends (titles, links, commands to the terminal): with BEL, ST in one or two characters, or a
-/// character that breaks it off. One that does not end on its line is shown without its introducer.
+/// Where a string sequence ends (titles, links, commands to the terminal): before BEL, before ST in one character or in two,
+/// or before a character that breaks it off. All of these are removed by themselves.
 fn string_end(line: &str, at: usize) -> usize {
-    let rest = line.get(at..).unwrap_or_default();
-    let Some(end) = rest.find(['\u{7}', '\u{18}', '\u{1a}', '\u{1b}', STRING_END]) else { return at };
-    let after = rest.get(end..).unwrap_or_default();
-    match after.chars().next() {
-        // Another sequence begins here and breaks off this one.
-        Some('\u{1b}') if !after.starts_with("\u{1b}\\") => at + end,
-        Some('\u{1b}') => at + end + 2,
-        Some(c) => at + end + c.len_utf8(),
-        None => at + end,
-    }
+    let end = line.get(at..).unwrap_or_default().find(['\u{7}', '\u{18}', '\u{1a}', '\u{1b}', STRING_END]);
+    end.map_or(at, |end| at + end)
 }
 
 #[cfg(test)]

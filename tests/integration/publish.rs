@@ -205,13 +205,13 @@ fn a_secret_reaches_the_platform_in_none_of_the_forms_that_programs_write_it_in(
         format!("Authorization: Basic {basic}."),
         format!("bare {bare}"),
         format!("key {encoded_key}"),
-        format!("coloured s3cret\x1b[1m-of-\x1b[0msomebody"),
+        "coloured s3cret\x1b[1m-of-\x1b[0msomebody".to_owned(),
         "\x1b]0;a title\x1b\\after the title".to_owned(),
         format!("raw {key}the end"),
     ];
     let name = scene.connector_with("a", |connector| {
         let connector = connector.secret("ODD_NAME", password).secret("OTHER_NAME", login).secret("SIGNING", key);
-        connector.setting("STANDIN_PRINT", "NOTE").setting("NOTE", &says.join("\n"))
+        connector.setting("STANDIN_PRINT", "NOTE").setting("NOTE", says.join("\n"))
     });
     scene.pass().expect_code(exit::OK.into());
     printed(&scene, &name, "the end");
