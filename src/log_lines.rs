@@ -1,6 +1,12 @@
 //! Turns an engine's log stream into lines that a platform can show: whole, printable, bounded, without secrets. Pure.
 
+mod forms;
+mod masker;
+mod terminal;
+
 use std::collections::VecDeque;
+
+use masker::Masker;
 
 use crate::secret::Secret;
 
@@ -11,13 +17,11 @@ pub const CUT_MARK: &str = " … [cut]";
 /// Replaces each secret.
 pub const MASK: &str = "[masked]";
 /// How many bytes of a line are kept until it is complete. They are more than are sent, so that a secret across the cut
-/// is found.
+/// is found. A line of this length has been cut, and its end is unknown.
 const RAW_MAX: usize = LINE_MAX * 8;
 /// How many bytes of one log are kept. The newest are kept, and the bound is needed because many logs are read at the
 /// same time.
 const LOG_MAX: usize = 2 * 1024 * 1024;
-/// The shortest value that is masked, in bytes. Masking shorter ones would make logs unreadable and protect no secret.
-const SECRET_MIN: usize = 4;
 
 /// An output of the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,8 +68,12 @@ impl Assembler {
                 self.keep(partial);
             }
         }
-        let needles = needles(secrets);
-        self.lines.iter().map(|line| cut(&mask(&clean(&String::from_utf8_lossy(line)), &needles))).collect()
+        if self.lines.is_empty() {
+            return Vec::new();
+        }
+        let masker = Masker::new(secrets);
+        let shown = |line: &Vec<u8>| cut(&masker.printable(&terminal::decode(line), line.len() < RAW_MAX));
+        self.lines.iter().map(shown).collect()
     }
 
     fn partial(&mut self, stream: Stream) -> &mut Vec<u8> {
@@ -93,26 +101,7 @@ impl Assembler {
 
 /// Masks the secrets in a text that is no log.
 pub(crate) fn masked<'a>(text: &str, secrets: impl IntoIterator<Item = &'a Secret>) -> String {
-    mask(&clean(text), &needles(secrets))
-}
-
-/// The texts to mask: each line of each secret. The longest come first, so that of a secret within another nothing is
-/// left.
-fn needles<'a>(secrets: impl IntoIterator<Item = &'a Secret>) -> Vec<&'a str> {
-    let lines = secrets.into_iter().flat_map(|secret| secret.expose().lines());
-    let mut needles: Vec<&str> = lines.map(str::trim).filter(|line| line.len() >= SECRET_MIN).collect();
-    needles.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
-    needles.dedup();
-    needles
-}
-
-fn mask(line: &str, needles: &[&str]) -> String {
-    needles.iter().fold(
-        line.to_owned(),
-        |line, needle| {
-            if line.contains(needle) { line.replace(needle, MASK) } else { line }
-        },
-    )
+    Masker::new(secrets).printable(text, true)
 }
 
 /// Cuts a line to [`LINE_MAX`] characters and marks the cut.
@@ -123,38 +112,9 @@ fn cut(line: &str) -> String {
     }
 }
 
-/// Removes terminal escapes and control characters, and turns tabs into spaces. This is done before masking, because an
-/// escape within a secret would hide it.
-fn clean(line: &str) -> String {
-    let mut shown = String::with_capacity(line.len());
-    let mut chars = line.chars().peekable();
-    while let Some(c) = chars.next() {
-        let c = match c {
-            '\u{1b}' => {
-                skip_escape(&mut chars);
-                continue;
-            }
-            '\t' => ' ',
-            c if c.is_control() => continue,
-            c => c,
-        };
-        shown.push(c);
-    }
-    shown
-}
-
-/// Skips an escape: `ESC [ … letter` (colours, cursor), `ESC ] … BEL` (titles), or any other, which has two characters.
-fn skip_escape(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) {
-    match chars.next() {
-        Some('[') => while chars.next().is_some_and(|c| !('\u{40}'..='\u{7e}').contains(&c)) {},
-        Some(']') => while chars.next().is_some_and(|c| c != '\u{7}' && c != '\u{9c}') {},
-        _ => {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Assembler, CUT_MARK, LINE_MAX, MASK, Stream};
+    use super::{Assembler, CUT_MARK, LINE_MAX, MASK, RAW_MAX, Stream};
     use crate::secret::Secret;
 
     fn lines(tail: usize, pieces: &[(Stream, &[u8])], secrets: &[&str]) -> Vec<String> {
@@ -208,6 +168,22 @@ mod tests {
         assert!(line.ends_with(CUT_MARK));
         let pem = "first line\nsecond line";
         assert_eq!(lines(9, &[(Stream::Out, b"a second line b\n")], &[pem, "abc"]), [format!("a {MASK} b")]);
+    }
+
+    #[test]
+    fn a_secret_across_the_end_of_what_is_kept_of_a_line_leaves_no_beginning() {
+        let secret = "SECRETVALUE-SECRETVALUE";
+        for kept in 1..secret.len() {
+            // Only the escapes make the line that long.
+            let mut line = b"begin ".repeat(20);
+            while line.len() < RAW_MAX - kept - 4 {
+                line.extend_from_slice(b"\x1b[0m");
+            }
+            line.resize(RAW_MAX - kept, b'.');
+            line.extend_from_slice(secret.as_bytes());
+            let line = &lines(9, &[(Stream::Out, &line)], &[secret])[0];
+            assert!(line.starts_with("begin") && !line.contains('S'), "{kept}: {line}");
+        }
     }
 
     #[test]

@@ -4,9 +4,11 @@
 //! [`Secret::expose`], so that a search for that word shows every place that reads one.
 
 use std::fmt;
+use std::ops::Deref;
 
 use serde::{Deserialize, Deserializer};
-use zeroize::Zeroizing;
+use serde_json::Value;
+use zeroize::{Zeroize, Zeroizing};
 
 /// A value that must not be shown: a token, a password, a decrypted or sensitive variable.
 #[derive(Clone, PartialEq, Eq)]
@@ -45,6 +47,38 @@ impl Secret {
     }
 }
 
+/// JSON with secrets in it. All its texts are wiped on drop.
+pub(crate) struct SecretJson(Value);
+
+impl SecretJson {
+    pub(crate) fn new(value: Value) -> Self {
+        Self(value)
+    }
+}
+
+impl Deref for SecretJson {
+    type Target = Value;
+
+    fn deref(&self) -> &Value {
+        &self.0
+    }
+}
+
+impl Drop for SecretJson {
+    fn drop(&mut self) {
+        wipe(&mut self.0);
+    }
+}
+
+fn wipe(value: &mut Value) {
+    match value {
+        Value::String(text) => text.zeroize(),
+        Value::Array(items) => items.iter_mut().for_each(wipe),
+        Value::Object(fields) => fields.values_mut().for_each(wipe),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer).map(Self::new)
@@ -71,7 +105,16 @@ impl fmt::Display for Secret {
 
 #[cfg(test)]
 mod tests {
-    use super::Secret;
+    use serde_json::json;
+
+    use super::{Secret, wipe};
+
+    #[test]
+    fn all_texts_of_json_with_secrets_are_wiped() {
+        let mut value = json!({ "data": { "a": "hunter2" }, "list": [{ "b": "hunter2" }, "hunter2"], "number": 1 });
+        wipe(&mut value);
+        assert_eq!(value, json!({ "data": { "a": "" }, "list": [{ "b": "" }, ""], "number": 1 }));
+    }
 
     #[test]
     fn neither_debug_nor_display_shows_the_value() {

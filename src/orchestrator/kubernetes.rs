@@ -36,6 +36,7 @@ use crate::orchestrator::{
 use crate::plan::{RemoveReason, Step};
 use crate::render::Registry;
 use crate::render::kubernetes::WorkloadDefaults;
+use crate::secret::{Secret, SecretJson};
 use crate::stop::Stop;
 use api::{Api, Kind};
 use condition::LogSource;
@@ -142,7 +143,7 @@ pub(crate) struct Kubernetes {
     stop: Stop,
     known: Mutex<BTreeMap<Handle, Known>>,
     lease: Mutex<Option<(Lease, Arc<Record>)>>,
-    pull_secret_applied: OnceCell<Value>,
+    pull_secret_applied: OnceCell<()>,
 }
 
 impl Kubernetes {
@@ -380,20 +381,14 @@ impl Orchestrator for Kubernetes {
     }
 
     /// Applies the one key, so that keys of others stay. Nothing owns the Secret, so that it outlives the manager.
-    async fn write_secret(
-        &self,
-        _: Permit,
-        name: &str,
-        key: &str,
-        value: &crate::secret::Secret,
-    ) -> Result<(), OrchestratorError> {
+    async fn write_secret(&self, _: Permit, name: &str, key: &str, value: &Secret) -> Result<(), OrchestratorError> {
         let secret = json!({
             "apiVersion": "v1",
             "kind": "Secret",
             "metadata": { "name": name },
             "stringData": { key: value.expose() },
         });
-        self.api.apply::<serde::de::IgnoredAny>(Kind::Secrets, &secret).await?;
+        self.api.apply_secret(&SecretJson::new(secret)).await?;
         Ok(())
     }
 

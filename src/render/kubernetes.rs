@@ -8,10 +8,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::apps::v1::Deployment;
 use serde_json::{Map, Value, json};
+use zeroize::Zeroizing;
 
 use crate::model::{ConfigHash, ConnectorId, ManagerId, WorkloadName};
 use crate::render::{CA_PATH, EnvVar, LABEL_HASH, LABEL_MANAGER, PullPolicy, Registry, Spec, VARIABLE_HASH};
-use crate::secret::Secret;
+use crate::secret::{Secret, SecretJson};
 
 /// The name of the connector's container in its pod.
 pub(crate) const CONTAINER: &str = "connector";
@@ -62,7 +63,7 @@ pub(crate) fn deployment(spec: &Spec, defaults: &WorkloadDefaults, shape: Shape<
 
 /// Renders the Secret with a connector's sensitive values, owned by its Deployment. `None` when it has no such values.
 #[must_use]
-pub(crate) fn secret(spec: &Spec, name: &str, owner_name: &str, owner_uid: &str) -> Option<Value> {
+pub(crate) fn secret(spec: &Spec, name: &str, owner_name: &str, owner_uid: &str) -> Option<SecretJson> {
     let encode = |text: &str| Value::from(STANDARD.encode(text));
     let sensitive = spec.environment.iter().filter(|variable| variable.sensitive);
     let mut data: Map<String, Value> = sensitive.map(|v| (v.name.clone(), encode(v.value.expose()))).collect();
@@ -70,40 +71,44 @@ pub(crate) fn secret(spec: &Spec, name: &str, owner_name: &str, owner_uid: &str)
         data.insert(CA_KEY.to_owned(), encode(ca));
     }
     let owner = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "name": owner_name, "uid": owner_uid });
-    (!data.is_empty()).then(|| {
-        json!({
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": { "name": name, "labels": labels(spec), "ownerReferences": [owner] },
-            "type": "Opaque",
-            "data": data,
-        })
-    })
+    let metadata = json!({ "name": name, "labels": labels(spec), "ownerReferences": [owner] });
+    (!data.is_empty()).then(|| secret_object("Opaque", &metadata, data))
 }
 
 /// Renders the pull secret for the configured registry, owned by the manager's Lease. `None` without a login.
 #[must_use]
-pub(crate) fn pull_secret(registry: &Registry, name: &str, manager: &ManagerId, owner: (&str, &str)) -> Option<Value> {
+pub(crate) fn pull_secret(
+    registry: &Registry,
+    name: &str,
+    manager: &ManagerId,
+    owner: (&str, &str),
+) -> Option<SecretJson> {
     let (username, password) = (registry.username.as_deref()?, registry.password.as_ref()?);
     let server = registry.server.as_deref().unwrap_or(DOCKER_HUB);
-    let auth = STANDARD.encode(format!("{username}:{}", password.expose()));
-    let mut login = json!({ "username": username, "password": password.expose(), "auth": auth });
+    let auth = Zeroizing::new(format!("{username}:{}", password.expose()));
+    let auth = Zeroizing::new(STANDARD.encode(auth.as_str()));
+    let mut login = json!({ "username": username, "password": password.expose(), "auth": *auth });
     if let (Some(email), Some(fields)) = (&registry.email, login.as_object_mut()) {
         fields.insert("email".to_owned(), email.as_str().into());
     }
-    let mut auths = Map::new();
-    auths.insert(server.to_owned(), login);
-    let config = json!({ "auths": auths }).to_string();
+    let auths: Map<String, Value> = [(server.to_owned(), login)].into_iter().collect();
+    // The macro would copy the values.
+    let config: Map<String, Value> = [("auths".to_owned(), auths.into())].into_iter().collect();
+    let config = Zeroizing::new(SecretJson::new(config.into()).to_string());
     let owner = json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "name": owner.0, "uid": owner.1 });
     let mut labels = Map::new();
     labels.insert(LABEL_MANAGER.to_owned(), manager.as_str().into());
-    Some(json!({
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": { "name": name, "labels": labels, "ownerReferences": [owner] },
-        "type": "kubernetes.io/dockerconfigjson",
-        "data": { ".dockerconfigjson": STANDARD.encode(config) },
-    }))
+    let metadata = json!({ "name": name, "labels": labels, "ownerReferences": [owner] });
+    let data = [(".dockerconfigjson".to_owned(), STANDARD.encode(config.as_str()).into())].into_iter().collect();
+    Some(secret_object("kubernetes.io/dockerconfigjson", &metadata, data))
+}
+
+fn secret_object(kind: &str, metadata: &Value, data: Map<String, Value>) -> SecretJson {
+    let mut secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": kind });
+    if let Some(fields) = secret.as_object_mut() {
+        fields.insert("data".to_owned(), data.into());
+    }
+    SecretJson::new(secret)
 }
 
 /// Fails when the operator's part does not lead to a Deployment: renders one and reads it with the types of the API.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use stand_in_platform::Connector;
 use xtm_reconcile::exit;
@@ -182,6 +184,76 @@ fn the_log_of_a_container_that_ended_meanwhile_is_masked_as_well() {
     assert_eq!(report["counts"]["steps"], json!({}), "{report:#}");
     let logs = of(&scene, "id-a").logs.join("\n");
     assert!(logs.contains("[masked]") && !logs.contains("hunter2"), "{logs}");
+}
+
+#[test]
+fn a_secret_reaches_the_platform_in_none_of_the_forms_that_programs_write_it_in() {
+    let scene = Scene::new("forms");
+    let (password, login) = ("pä\"ss/w\\ö rd+2026", "s3cret-of-somebody");
+    let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIGtleWtleWtl\neWtleWtleWtleWtleWtleWtleWs=\n-----END PRIVATE KEY-----\n";
+    let [json, json_key] = [password, key].map(|text| serde_json::to_string(text).unwrap());
+    let ascii = r#"p\u00e4\"ss\/w\\\u00f6 rd+2026"#;
+    let url = "p%C3%A4%22ss%2Fw%5C%C3%B6%20rd%2B2026";
+    let form = "p%c3%a4%22ss%2fw%5c%c3%b6+rd%2b2026";
+    let [basic, bare, encoded_key] = ["user:s3cret-of-somebody", login, key].map(|text| STANDARD.encode(text));
+    let says = [
+        format!("json {{\"password\": {json}}}"),
+        format!("json {{\"key\": {json_key}}}"),
+        format!("ascii \"{ascii}\""),
+        format!("url https://host/?password={url}&more"),
+        format!("form {form}"),
+        format!("Authorization: Basic {basic}."),
+        format!("bare {bare}"),
+        format!("key {encoded_key}"),
+        "coloured s3cret\x1b[1m-of-\x1b[0msomebody".to_owned(),
+        "\x1b]0;a title\x1b\\after the title".to_owned(),
+        format!("raw {key}the end"),
+    ];
+    let name = scene.connector_with("a", |connector| {
+        let connector = connector.secret("ODD_NAME", password).secret("OTHER_NAME", login).secret("SIGNING", key);
+        connector.setting("STANDIN_PRINT", "NOTE").setting("NOTE", says.join("\n"))
+    });
+    scene.pass().expect_code(exit::OK.into());
+    printed(&scene, &name, "the end");
+    let written = scene.engine.logs(&name);
+    for form in [
+        &json,
+        &json_key,
+        ascii,
+        url,
+        form,
+        &basic,
+        &bare,
+        &encoded_key,
+        "MC4CAQAwBQYDK2VwBCIEIGtleWtleWtl",
+        "\x1b]0;a title\x1b\\",
+    ] {
+        assert!(written.contains(form), "the test itself: {form} is not in {written}");
+    }
+    scene.pass().expect_code(exit::OK.into());
+    let logs = of(&scene, "id-a").logs;
+    let wanted = [
+        r#"json {"password": "[masked]"}"#,
+        r#"json {"key": "[masked]"}"#,
+        r#"ascii "[masked]""#,
+        "url https://host/?password=[masked]&more",
+        "form [masked]",
+        "Authorization: Basic dXNlcj[masked]=.",
+        "bare [masked]",
+        "key [masked]=",
+        "coloured [masked]",
+        "after the title",
+        "raw [masked]",
+        "[masked]",
+        "[masked]",
+        "[masked]",
+        "the end",
+    ];
+    // The one line on stderr may stand anywhere.
+    let shown = logs.iter().filter(|line| !line.ends_with("writes to stderr"));
+    let shown: Vec<&str> = shown.map(|line| line.trim_start_matches("NOTE=")).collect();
+    let begin = shown.iter().position(|line| line.starts_with("json ")).unwrap();
+    assert_eq!(shown[begin..], wanted);
 }
 
 #[test]

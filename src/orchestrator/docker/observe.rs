@@ -3,10 +3,12 @@
 
 use std::collections::HashMap;
 
+use bollard::errors::Error as EngineError;
 use bollard::models::{ContainerInspectResponse, ContainerSummary};
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
 use futures_util::StreamExt;
 use jiff::Timestamp;
+use zeroize::Zeroizing;
 
 use super::{Docker, status};
 use crate::desired::Desired;
@@ -123,9 +125,21 @@ impl Docker {
         })
     }
 
+    /// Inspects a container. Its environment comes apart from the rest, because it holds secrets in clear: the entries
+    /// are wiped, and their values go on as secrets.
+    pub(super) async fn inspect(
+        &self,
+        name: &str,
+    ) -> Result<(ContainerInspectResponse, Vec<(String, Secret)>), EngineError> {
+        let mut inspected = self.engine.inspect_container(name, None::<InspectContainerOptions>).await?;
+        let entries = inspected.config.as_mut().and_then(|config| config.env.take()).unwrap_or_default();
+        let environment = entries.into_iter().map(Zeroizing::new).filter_map(|entry| variable(&entry)).collect();
+        Ok((inspected, environment))
+    }
+
     pub(super) async fn look_at(&self, handle: &Handle) -> Result<Option<Look>, OrchestratorError> {
-        match self.engine.inspect_container(&handle.0, None::<InspectContainerOptions>).await {
-            Ok(inspected) => Ok(Some(look(inspected))),
+        match self.inspect(&handle.0).await {
+            Ok((inspected, environment)) => Ok(Some(look(inspected, environment))),
             Err(error) if status(&error) == Some(404) => Ok(None),
             Err(error) => Err(self.refused(format!("looking at container {handle}"))(error)),
         }
@@ -173,14 +187,14 @@ fn hash_in(environment: &[(String, Secret)]) -> Option<ConfigHash> {
     ConfigHash::new(value.expose()).ok()
 }
 
-fn look(inspected: ContainerInspectResponse) -> Look {
+/// Divides an entry of an environment. Only its first `=` counts, because values may hold more of them.
+fn variable(entry: &str) -> Option<(String, Secret)> {
+    let (name, value) = entry.split_once('=')?;
+    Some((name.to_owned(), Secret::new(value.to_owned())))
+}
+
+fn look(inspected: ContainerInspectResponse, environment: Vec<(String, Secret)>) -> Look {
     let state = inspected.state.unwrap_or_default();
-    let environment = inspected.config.and_then(|config| config.env).unwrap_or_default();
-    // Only the first `=` divides, because values may hold more of them.
-    let pair = |entry: String| {
-        let (name, value) = entry.split_once('=')?;
-        Some((name.to_owned(), Secret::new(value.to_owned())))
-    };
     let phase = state.status.map_or(Phase::Broken, |status| phase(status.as_ref()));
     Look {
         phase,
@@ -197,7 +211,7 @@ fn look(inspected: ContainerInspectResponse) -> Look {
             ..Vitals::default()
         },
         troubles: vec![],
-        environment: environment.into_iter().filter_map(pair).collect(),
+        environment,
     }
 }
 

@@ -15,9 +15,7 @@
 use std::time::Duration;
 
 use bollard::body_full;
-use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, InspectContainerOptions, UploadToContainerOptionsBuilder,
-};
+use bollard::query_parameters::{CreateContainerOptionsBuilder, UploadToContainerOptionsBuilder};
 use bytes::Bytes;
 
 use bollard::errors::Error as EngineError;
@@ -158,7 +156,7 @@ impl Docker {
     /// The engine reserves a name before anybody can see the container that gets it, so several looks may be needed.
     async fn owner_of(&self, name: &str) -> Option<String> {
         for _ in 0..OWNER_TRIES {
-            if let Ok(inspected) = self.engine.inspect_container(name, None::<InspectContainerOptions>).await {
+            if let Ok((inspected, _)) = self.inspect(name).await {
                 let labels = inspected.config.and_then(|config| config.labels).unwrap_or_default();
                 return self.ownership(&labels).err();
             }

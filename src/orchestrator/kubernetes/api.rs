@@ -10,11 +10,13 @@ use kube::client::{AuthError, Body};
 use kube::core::params::{DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{Request, Status};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use crate::model::Cure;
 use crate::orchestrator::OrchestratorError;
+use crate::secret::SecretJson;
 use crate::stop::Stop;
 
 /// The owner of our fields in `managedFields`.
@@ -232,6 +234,11 @@ impl Api {
         self.patch(kind, name_of(object), None, &params, &Patch::Apply(object)).await
     }
 
+    /// Applies a Secret. The answer, which repeats it, is not read.
+    pub(super) async fn apply_secret(&self, secret: &SecretJson) -> Result<(), ApiError> {
+        self.apply::<IgnoredAny>(Kind::Secrets, secret).await.map(drop)
+    }
+
     /// Fails when an apply would be refused. Changes nothing.
     pub(super) async fn try_apply(&self, kind: Kind, object: &Value) -> Result<(), ApiError> {
         let params = PatchParams::apply(FIELD_MANAGER).force().validation_strict().dry_run();
@@ -307,9 +314,12 @@ impl Api {
     /// first try was carried out, the caller sees from the answer to the second one that the object is as wanted
     /// already.
     async fn bytes(&self, what: &str, request: ureq::http::Request<Vec<u8>>) -> Result<Bytes, ApiError> {
+        let (parts, body) = request.into_parts();
+        let body = Zeroizing::new(body);
         let mut wait = FIRST_WAIT;
         for attempt in 1.. {
-            let (failure, asked) = match self.once(request.clone()).await {
+            let request = ureq::http::Request::from_parts(parts.clone(), body.to_vec());
+            let (failure, asked) = match self.once(request).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(refused) => refused,
             };

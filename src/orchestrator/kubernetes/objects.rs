@@ -7,6 +7,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::secret::Secret;
+
 /// One page of a list.
 #[derive(Debug, Deserialize)]
 #[serde(bound(deserialize = "T: Deserialize<'de>"))]
@@ -165,8 +167,9 @@ pub(super) struct Container {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Env {
     pub(super) name: String,
+    /// It may be a secret when the daemon made the Deployment.
     #[serde(default)]
-    pub(super) value: Option<String>,
+    pub(super) value: Option<Secret>,
     #[serde(default)]
     pub(super) value_from: Option<ValueFrom>,
 }

@@ -323,7 +323,8 @@ fn hash(deployment: &Deployment) -> Option<ConfigHash> {
     let annotations = [&deployment.metadata, &deployment.spec.template.metadata].map(|meta| &meta.annotations);
     let variables = deployment.spec.template.spec.containers.iter().flat_map(|container| &container.env);
     let variable = || variables.clone().find(|env| env.name == VARIABLE_HASH).and_then(|env| env.value.as_ref());
-    let text = annotations.iter().find_map(|annotations| annotations.get(ANNOTATION_HASH)).or_else(variable)?;
+    let annotation = annotations.iter().find_map(|annotations| annotations.get(ANNOTATION_HASH));
+    let text = annotation.map(String::as_str).or_else(|| variable().map(Secret::expose))?;
     ConfigHash::new(text).ok()
 }
 
@@ -365,7 +366,7 @@ fn environment(deployment: &Deployment) -> Vec<(String, Secret)> {
     let container = containers.iter().find(|container| container.name == CONTAINER).or_else(|| containers.first());
     let variables = container.map(|container| container.env.as_slice()).unwrap_or_default();
     let clear = |env: &super::objects::Env| {
-        let value = env.value.as_deref().filter(|_| env.value_from.is_none())?;
+        let value = env.value.as_ref().map(Secret::expose).filter(|_| env.value_from.is_none())?;
         Some((env.name.clone(), Secret::new(value.replace("$$", "$"))))
     };
     variables.iter().filter_map(clear).collect()

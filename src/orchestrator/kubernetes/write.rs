@@ -129,7 +129,7 @@ impl Kubernetes {
             self.take_over(object.clone(), Takeover::Maker).await?;
         }
         if let Some(secret) = render::secret(spec, &free, name, uid) {
-            self.api.apply::<Value>(Kind::Secrets, &secret).await?;
+            self.api.apply_secret(&secret).await?;
         }
         let applied: Value = match self.api.apply(Kind::Deployments, &wanted).await {
             // Fields that somebody wrote by hand contradict ours, so ours are made the only ones.
@@ -275,9 +275,8 @@ impl Kubernetes {
         else {
             return Ok(None);
         };
-        let applied =
-            self.pull_secret_applied.get_or_try_init(|| self.api.apply::<Value>(Kind::Secrets, &secret)).await;
-        applied.map(|_| Some(name))
+        let applied = self.pull_secret_applied.get_or_try_init(|| self.api.apply_secret(&secret)).await;
+        applied.map(|()| Some(name))
     }
 }
 
