@@ -14,11 +14,9 @@ const NEWEST: (u16, u16) = (1, 51);
 
 /// Passes that deploy (with a pull and the proxy's CA), refresh, rename, stop, start and remove, and the commands that only
 /// look, each of them through the tap.
-fn everything(scene: &Scene, tap: &ApiTap) {
+fn everything(scene: &Scene, engine: &Engine, tap: &ApiTap) {
     let pulled = Registry::open().push(scene.engine, "xtm-fixture/connector:1", &format!("{}:1", unique("wire")));
-    for name in ["a", "b", "c"] {
-        scene.connector(name);
-    }
+    let [_, b, _] = ["a", "b", "c"].map(|name| scene.connector(name));
     scene.edit("id-b", |connector| connector.image = pulled);
     let program =
         |command: &str| set(scene.program_on(&tap.docker_host()).args([command, "--output", "json"]), &with_proxy_ca());
@@ -30,7 +28,7 @@ fn everything(scene: &Scene, tap: &ApiTap) {
     program("plan").run().expect_code(exit::OK.into());
     pass(json!({"deploy": 3}));
     scene.edit("id-a", |connector| "xtm-fixture/connector:2".clone_into(&mut connector.image));
-    scene.edit("id-b", |connector| connector.name = scene.manager.connector_name("renamed"));
+    engine.rename(&b, &scene.manager.connector_name("other"));
     scene.edit("id-c", |connector| "stopping".clone_into(&mut connector.requested_status));
     pass(json!({"refresh": 1, "rename": 1, "stop": 1}));
     scene.edit("id-c", |connector| "starting".clone_into(&mut connector.requested_status));
@@ -54,7 +52,7 @@ fn every_request_to_an_engine_carries_the_agreed_version_but_the_one_that_asks_f
         let scene = Scene::new("wire");
         let tap = ApiTap::new(engine);
         let version = newest_common(engine);
-        everything(&scene, &tap);
+        everything(&scene, engine, &tap);
         let requests = tap.requests();
         let runs: BTreeSet<i32> = requests.iter().map(|request| request.pid).collect();
         let (asking, working): (Vec<_>, Vec<_>) = requests.iter().partition(|request| request.path == "/version");
