@@ -246,12 +246,27 @@ fn an_engine_is_reached_over_tcp_with_and_without_tls() {
     assert!(engine.container(&name).is_some_and(|container| container.running()));
 
     // A CA that did not make the engine's certificate, though the machine trusts the one that did; a client whom the engine does not know; no TLS at all; no files.
-    let machine_trusts_it = program(theirs.path()).var("SSL_CERT_FILE", file("ca.pem"));
+    let our_client = tempfile::tempdir().expect("a directory");
+    for (from, name) in [(&theirs, "ca.pem"), (&ours, "cert.pem"), (&ours, "key.pem")] {
+        std::fs::copy(from.path().join(name), our_client.path().join(name)).unwrap();
+    }
+    let machine_trusts_it = program(our_client.path()).var("SSL_CERT_FILE", file("ca.pem"));
     let said = refused(&machine_trusts_it, exit::ORCHESTRATOR);
-    assert!(said.contains(&secured) && said.to_lowercase().contains("certificate"), "{said}");
+    assert!(said.contains(&secured) && said.contains("UnknownIssuer"), "{said}");
     std::fs::copy(ours.path().join("ca.pem"), theirs.path().join("ca.pem")).unwrap();
     let said = refused(&program(theirs.path()), exit::ORCHESTRATOR);
     assert!(said.contains(&secured), "{said}");
+    for (name, told) in [("ca.pem", "no certificate that can be used"), ("cert.pem", "cert.pem cannot be used")] {
+        let broken = tempfile::tempdir().expect("a directory");
+        for other in ["ca.pem", "cert.pem", "key.pem"] {
+            std::fs::copy(ours.path().join(other), broken.path().join(other)).unwrap();
+        }
+        // A key instead of a CA; a certificate to which the key does not belong.
+        let wrong = if name == "ca.pem" { file("key.pem") } else { file("server-cert.pem") };
+        std::fs::copy(wrong, broken.path().join(name)).unwrap();
+        let said = refused(&program(broken.path()), exit::ORCHESTRATOR);
+        assert!(said.contains(told) && said.contains("matching pair"), "{said}");
+    }
     let without = scene.program_on(&format!("tcp://{secured}")).args(["run", "--output", "json"]);
     let said = refused(&without, exit::ORCHESTRATOR);
     assert!(said.contains(&secured) && said.contains("DOCKER_TLS_VERIFY"), "{said}");
