@@ -37,7 +37,7 @@ use images::Images;
 /// Longest wait for the engine to begin an answer, in seconds: stopping a container can take its whole grace period.
 const ENGINE_TIMEOUT_S: u64 = 180;
 const UNREACHABLE: Cure = Cure(
-    "see that the engine runs, that DOCKER_HOST names it, that DOCKER_TLS_VERIFY is set if it wants TLS, and that this user may use its socket",
+    "see that the engine runs, that DOCKER_HOST names it, that DOCKER_TLS_VERIFY is set if it wants TLS, that ca.pem is of the CA that signed its certificate, and that this user may use its socket",
 );
 const FAILED: Cure = Cure("look into the engine's log at this time; the next pass tries again");
 const LOOK_AT_IT: Cure = Cure("look at the container and into the engine's log; the next pass tries again");
