@@ -1,8 +1,10 @@
 //! Decides which statuses, health and logs to send to the platform (pure), and sends them.
 
+mod reach;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -22,6 +24,7 @@ use crate::render::{VARIABLE_HASH, names_a_secret};
 use crate::restart_window::{self, Assessment, LoopRule, Reading};
 use crate::secret::Secret;
 use crate::stop::{Stop, Until};
+use reach::Reach;
 
 /// How many deliveries of an appended log a platform keeps (contracts 3). A delivery of more than this many times the
 /// tail would push out its own beginning.
@@ -30,6 +33,10 @@ const KEPT: u32 = 10;
 const DELIVERY_MAX: usize = 400 * 1024;
 /// The line that stands in place of lines that were left out of a delivery.
 const LEFT_OUT: &str = "[earlier lines are left out]";
+const LOG_REFUSED: Cure = Cure(
+    "the platform answers other requests: see what it, or a proxy before it, has against the size or the content of this log, \
+     or lower MANAGER__LOGS_TAIL",
+);
 
 /// What to send for one connector.
 #[derive(Debug)]
@@ -291,8 +298,8 @@ fn within_bounds(mut lines: Vec<String>) -> Vec<String> {
 impl<O: Orchestrator> Publisher<'_, O> {
     /// Sends all publications. A pass that has to stop still sends statuses, because they show what it did.
     pub async fn publish(&self, publications: Vec<Publication>) -> Published {
-        let gone = AtomicBool::new(false);
-        let sending = publications.into_iter().map(|one| self.send(one, &gone));
+        let reach = Reach::default();
+        let sending = publications.into_iter().map(|one| self.send(one, &reach));
         let all = futures_util::stream::iter(sending).buffer_unordered(self.concurrency).collect::<Vec<_>>().await;
         let mut published = Published::default();
         for one in all {
@@ -302,7 +309,7 @@ impl<O: Orchestrator> Publisher<'_, O> {
         published
     }
 
-    async fn send(&self, mut publication: Publication, gone: &AtomicBool) -> Published {
+    async fn send(&self, mut publication: Publication, reach: &Reach) -> Published {
         let mut published = Published::default();
         let stopped = self.stop.cause().is_some();
         let connector = publication.connector.clone();
@@ -310,24 +317,24 @@ impl<O: Orchestrator> Publisher<'_, O> {
             let call =
                 move |platform: &dyn Platform, permit, id: &ConnectorId| platform.set_health(permit, id, &health);
             published.sent.health +=
-                usize::from(self.call(&connector, "health", gone, &mut published.failures, call).await);
+                usize::from(self.call(&connector, "health", reach, &mut published.failures, call).await);
         }
         if stopped {
             // What a step read of a workload that is gone cannot be had again, so that is sent all the same.
             publication.logs = None;
         }
         if self.tail > 0 {
-            self.send_logs(&mut publication, gone, &mut published).await;
+            self.send_logs(&mut publication, reach, &mut published).await;
         }
         if let Some(status) = publication.status {
             let call = move |platform: &dyn Platform, permit, id: &ConnectorId| platform.set_status(permit, id, status);
             published.sent.status +=
-                usize::from(self.call(&connector, "status", gone, &mut published.failures, call).await);
+                usize::from(self.call(&connector, "status", reach, &mut published.failures, call).await);
         }
         published
     }
 
-    async fn send_logs(&self, publication: &mut Publication, gone: &AtomicBool, published: &mut Published) {
+    async fn send_logs(&self, publication: &mut Publication, reach: &Reach, published: &mut Published) {
         let connector = publication.connector.clone();
         let mut lines = Vec::new();
         let mut cursor = None;
@@ -364,7 +371,7 @@ impl<O: Orchestrator> Publisher<'_, O> {
         };
         if !nothing {
             let call = move |platform: &dyn Platform, permit, id: &ConnectorId| platform.set_logs(permit, id, &lines);
-            if !self.call(&connector, "logs", gone, &mut published.failures, call).await {
+            if !self.call(&connector, "logs", reach, &mut published.failures, call).await {
                 return;
             }
             published.sent.logs += 1;
@@ -395,12 +402,12 @@ impl<O: Orchestrator> Publisher<'_, O> {
     }
 
     /// Makes a call on a thread that may block, and returns whether it succeeded. Once a call finds the platform
-    /// `gone`, later ones are not tried.
+    /// gone, later ones are not tried.
     async fn call(
         &self,
         connector: &ConnectorId,
         what: &'static str,
-        gone: &AtomicBool,
+        reach: &Reach,
         failures: &mut Vec<Failure>,
         call: impl FnOnce(&dyn Platform, Permit, &ConnectorId) -> Result<(), PlatformError> + Send + 'static,
     ) -> bool {
@@ -411,34 +418,43 @@ impl<O: Orchestrator> Publisher<'_, O> {
             cure,
             platform_gone,
         };
-        if gone.load(Ordering::Relaxed) {
+        if reach.is_cut() {
+            failures.push(failure("not sent: the pass had to end".to_owned(), Cure("the next pass sends it"), false));
+            return false;
+        }
+        if reach.is_gone() {
             failures.push(failure("not sent: the platform went away".to_owned(), Cure("the next pass sends it"), true));
             return false;
         }
         let (platform, permit, id) = (Arc::clone(&self.platform), self.permit, connector.clone());
         let answer = tokio::task::spawn_blocking(move || call(platform.as_ref(), permit, &id));
         let Some(answer) = self.stop.within(Until::Published, answer).await else {
-            gone.store(true, Ordering::Relaxed);
+            reach.cut();
             failures.push(failure(
                 "no answer came before the pass had to end".to_owned(),
                 Cure("the next pass sends it"),
-                true,
+                false,
             ));
             return false;
         };
         match answer {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
-                // A delivery of lines is never sent twice, so that one hiccup says nothing about the platform: health and
-                // status, which are tried again, tell.
-                let appends = what == "logs" && self.platform.log_delivery() == LogDelivery::Append;
-                let platform_gone = error.is_general() && !appends;
+                // A log can be what a proxy does not let through, for its size or its content, and OpenAEV's is sent only
+                // once. So one that fails says nothing yet about the platform, and a small request tells.
+                let alone = what == "logs" && error.is_general() && self.still_answers(reach).await;
+                // After the pass had to end, requests are given less time, so that this says nothing either.
+                let late = error.is_general() && self.stop.cause().is_some();
+                let platform_gone = error.is_general() && !alone && !late;
                 if platform_gone {
-                    gone.store(true, Ordering::Relaxed);
+                    reach.lose();
+                } else if late {
+                    reach.cut();
                 }
-                let cure = error.cure().on(self.platform.kind());
-                tracing::error!(%connector, what, %error, cure, "cannot be published");
-                failures.push(failure(error.to_string(), error.cure(), platform_gone));
+                let cure = if alone { LOG_REFUSED } else { error.cure() };
+                let told = cure.on(self.platform.kind());
+                tracing::error!(%connector, what, %error, cure = told, "cannot be published");
+                failures.push(failure(error.to_string(), cure, platform_gone));
                 false
             }
             Err(lost) => {
@@ -446,5 +462,11 @@ impl<O: Orchestrator> Publisher<'_, O> {
                 false
             }
         }
+    }
+
+    /// Whether the platform answers a small request after another one failed. Also false when the pass has to end first.
+    async fn still_answers(&self, reach: &Reach) -> bool {
+        let answers = reach.answers_since(Instant::now(), &self.platform);
+        self.stop.within(Until::Published, answers).await.unwrap_or(false)
     }
 }

@@ -126,7 +126,7 @@ variables! {
     home: Plain, "Where `.kube/config` is looked for.";
     docker_host: Plain = "unix:///var/run/docker.sock", "Docker engine: `unix://PATH`, `tcp://HOST:PORT` or `http://HOST:PORT`.";
     docker_tls_verify: Plain, "Any value: use TLS with the certificates of `DOCKER_CERT_PATH`.";
-    docker_cert_path: Plain, "Folder with `ca.pem`, `cert.pem` and `key.pem`.";
+    docker_cert_path: Plain, "Folder with `ca.pem`, `cert.pem` and `key.pem`. An engine is trusted when `ca.pem` signed its certificate; the CAs of the machine do not count.";
     http_proxy: Secret, "Default of `P__HTTP_PROXY`.";
     https_proxy: Secret, "Default of `P__HTTPS_PROXY`.";
     no_proxy: Plain, "Default of `P__NO_PROXY`.";

@@ -1,5 +1,6 @@
 //! Connectors as containers of one Docker engine (API 1.41 and later).
 
+mod connection;
 mod images;
 mod lock;
 mod logs;
@@ -11,11 +12,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bollard::Docker as Engine;
 use bollard::errors::Error as EngineError;
 use bollard::query_parameters::{
     RemoveContainerOptionsBuilder, RenameContainerOptionsBuilder, StartContainerOptions, StopContainerOptions,
 };
-use bollard::{API_DEFAULT_VERSION, ClientVersion, Docker as Engine};
 
 use crate::access::Permit;
 use crate::desired::Desired;
@@ -34,27 +35,15 @@ use crate::secret::Secret;
 use crate::stop::{Cause, Stop};
 use images::Images;
 
-/// Longest wait for the engine's first answer.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait for the engine to begin an answer, in seconds: stopping a container can take its whole grace period.
 const ENGINE_TIMEOUT_S: u64 = 180;
 const UNREACHABLE: Cure = Cure(
-    "see that the engine runs, that DOCKER_HOST names it, that DOCKER_TLS_VERIFY is set if it wants TLS, and that this user may use its socket",
+    "see that the engine runs, that DOCKER_HOST names it, that DOCKER_TLS_VERIFY is set if it wants TLS, that ca.pem is of the CA that signed its certificate, and that this user may use its socket",
 );
 const FAILED: Cure = Cure("look into the engine's log at this time; the next pass tries again");
-const TOO_OLD: Cure = Cure("upgrade the engine (20.10 or later), or this program");
 const LOOK_AT_IT: Cure = Cure("look at the container and into the engine's log; the next pass tries again");
 /// How often a rename is tried again that the engine failed to do.
 const RENAME_TRIES: usize = 2;
-/// The API versions to try, in this order. Engines from 29 on refuse everything older than 1.44, and engines before 25
-/// do not know 1.44 yet. They get 1.41, which has everything that is used here. The last one is for engines that refuse
-/// both.
-const API_VERSIONS: [&ClientVersion; 3] = [
-    &ClientVersion { major_version: 1, minor_version: 44 },
-    &ClientVersion { major_version: 1, minor_version: 41 },
-    API_DEFAULT_VERSION,
-];
-
 /// The settings of the Docker engine and of every container that a lane creates on it.
 #[derive(Debug, Clone)]
 pub struct DockerSettings {
@@ -120,7 +109,7 @@ impl Docker {
         stop: &Stop,
     ) -> Result<Self, OrchestratorError> {
         let endpoint = docker.endpoint.clone();
-        let (engine, description) = negotiate(&endpoint).await?;
+        let (engine, description) = connection::connect(&endpoint).await?;
         Ok(Self {
             engine,
             description,
@@ -191,47 +180,6 @@ impl Docker {
             StartReason::Requested | StartReason::Ended | StartReason::Multiplied | StartReason::RolledBack => {
                 self.start(&handle.0).await.map_err(part("cannot be started"))
             }
-        }
-    }
-}
-
-/// Connects with the first API version that the engine accepts. Also returns the description of the engine.
-async fn negotiate(endpoint: &Endpoint) -> Result<(Engine, String), OrchestratorError> {
-    let unreachable = |error: &EngineError| OrchestratorError::Unreachable {
-        place: place(endpoint),
-        why: words(error),
-        cure: UNREACHABLE,
-    };
-    let mut refusal = String::new();
-    for version in API_VERSIONS {
-        let engine = client(endpoint, version).map_err(|error| unreachable(&error))?;
-        let answer = tokio::time::timeout(CONNECT_TIMEOUT, engine.version()).await;
-        let Ok(answer) = answer else {
-            let why = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
-            return Err(OrchestratorError::Unreachable { place: place(endpoint), why, cure: UNREACHABLE });
-        };
-        match answer {
-            Ok(found) => {
-                let (name, api) = (found.version.unwrap_or_default(), found.api_version.unwrap_or_default());
-                return Ok((engine, format!("Docker {name}, API {api}")));
-            }
-            // An engine that wants TLS answers 400 as well, but its message does not mention a version.
-            Err(error) if status(&error) == Some(400) && words(&error).contains("version") => refusal = words(&error),
-            Err(error) => return Err(unreachable(&error)),
-        }
-    }
-    Err(OrchestratorError::Version { place: place(endpoint), why: refusal, cure: TOO_OLD })
-}
-
-fn client(endpoint: &Endpoint, version: &ClientVersion) -> Result<Engine, EngineError> {
-    match endpoint {
-        Endpoint::Unix(path) => Engine::connect_with_unix(path, ENGINE_TIMEOUT_S, version),
-        Endpoint::Tcp(address, None) => {
-            Engine::connect_with_http(&format!("tcp://{address}"), ENGINE_TIMEOUT_S, version)
-        }
-        Endpoint::Tcp(address, Some(tls)) => {
-            let address = format!("tcp://{address}");
-            Engine::connect_with_ssl(&address, &tls.key, &tls.cert, &tls.ca, ENGINE_TIMEOUT_S, version)
         }
     }
 }

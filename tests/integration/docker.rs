@@ -10,7 +10,7 @@ use xtm_reconcile::exit;
 
 use crate::moves::{SOON, complaints, file_in, proxy_ca, set, with_proxy_ca};
 use crate::scene::Scene;
-use crate::support::{ApiTap, Binary, Engine, Fault};
+use crate::support::{ApiTap, Binary, Engine};
 
 #[test]
 fn every_setting_of_containers_reaches_them() {
@@ -180,27 +180,6 @@ fn a_socket_without_permission_is_told_as_that() {
     assert!(said.contains("Permission denied") && said.contains("may use its socket"), "{said}");
 }
 
-#[test]
-fn the_api_version_is_agreed_on_and_an_engine_that_takes_none_is_told_as_too_old() {
-    let scene = Scene::new("version");
-    scene.connector("a");
-    // This engine refuses the first version itself.
-    let report = scene.pass_ends(exit::OK);
-    let described = report["orchestrator"]["description"].as_str().unwrap_or_default();
-    assert!(described.starts_with("Docker "), "{described}");
-    for refusals in 1..=3 {
-        let tap = ApiTap::new(scene.engine);
-        (1..=refusals).for_each(|nth| tap.inject("GET /version", nth, Fault::Status(400)));
-        let outcome = scene.tapped(&tap).run();
-        assert!(tap.count("GET /version") <= 3);
-        if refusals == 3 {
-            let said = complaints(&outcome.expect_code(exit::ORCHESTRATOR.into()).lane());
-            assert!(said.contains("API version") && said.contains("20.10 or later"), "{said}");
-        }
-    }
-    scene.pass_is_quiet();
-}
-
 fn openssl(directory: &Path, arguments: &str) {
     let made = Command::new("openssl")
         .current_dir(directory)
@@ -266,12 +245,28 @@ fn an_engine_is_reached_over_tcp_with_and_without_tls() {
     assert!(report["orchestrator"]["place"].as_str().unwrap().contains("with TLS"), "{report:#}");
     assert!(engine.container(&name).is_some_and(|container| container.running()));
 
-    // A CA that did not make the engine's certificate; a client whom the engine does not know; no TLS at all; no files.
-    let said = refused(&program(theirs.path()), exit::ORCHESTRATOR);
-    assert!(said.contains(&secured) && said.to_lowercase().contains("certificate"), "{said}");
+    // A CA that did not make the engine's certificate, though the machine trusts the one that did; a client whom the engine does not know; no TLS at all; no files.
+    let our_client = tempfile::tempdir().expect("a directory");
+    for (from, name) in [(&theirs, "ca.pem"), (&ours, "cert.pem"), (&ours, "key.pem")] {
+        std::fs::copy(from.path().join(name), our_client.path().join(name)).unwrap();
+    }
+    let machine_trusts_it = program(our_client.path()).var("SSL_CERT_FILE", file("ca.pem"));
+    let said = refused(&machine_trusts_it, exit::ORCHESTRATOR);
+    assert!(said.contains(&secured) && said.contains("invalid peer certificate") && said.contains("ca.pem"), "{said}");
     std::fs::copy(ours.path().join("ca.pem"), theirs.path().join("ca.pem")).unwrap();
     let said = refused(&program(theirs.path()), exit::ORCHESTRATOR);
     assert!(said.contains(&secured), "{said}");
+    for (name, told) in [("ca.pem", "no certificate that can be used"), ("cert.pem", "cert.pem cannot be used")] {
+        let broken = tempfile::tempdir().expect("a directory");
+        for other in ["ca.pem", "cert.pem", "key.pem"] {
+            std::fs::copy(ours.path().join(other), broken.path().join(other)).unwrap();
+        }
+        // A key instead of a CA; a certificate to which the key does not belong.
+        let wrong = if name == "ca.pem" { file("key.pem") } else { file("server-cert.pem") };
+        std::fs::copy(wrong, broken.path().join(name)).unwrap();
+        let said = refused(&program(broken.path()), exit::ORCHESTRATOR);
+        assert!(said.contains(told) && said.contains("matching pair"), "{said}");
+    }
     let without = scene.program_on(&format!("tcp://{secured}")).args(["run", "--output", "json"]);
     let said = refused(&without, exit::ORCHESTRATOR);
     assert!(said.contains(&secured) && said.contains("DOCKER_TLS_VERIFY"), "{said}");

@@ -25,4 +25,5 @@ mod scene;
 mod support;
 mod terminal;
 mod watch;
+mod wire;
 mod xtm_one;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
-use stand_in_platform::Connector;
+use stand_in_platform::{Connector, Fault, FaultKind};
 use xtm_reconcile::exit;
 
 use crate::scene::Scene;
@@ -281,4 +281,75 @@ fn a_slow_pull_of_one_connector_does_not_keep_health_and_logs_of_the_others_back
     gate.release();
     running.wait().expect_code(exit::OK.into());
     assert_eq!(scene.containers().len(), 2);
+}
+
+const VERSION: &str = "about";
+
+#[test]
+fn a_log_that_does_not_get_through_is_its_connectors_fault_alone() {
+    let scene = Scene::new("log-fault");
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        scene.connector(name);
+    }
+    scene.pass().expect_code(exit::OK.into());
+    let faults = [
+        ("id-a", FaultKind::Drop, ["cannot be reached", "the platform answers other requests"]),
+        ("id-b", FaultKind::Truncate, ["was cut off", "the platform answers other requests"]),
+        ("id-c", FaultKind::status(413), ["HTTP 413", "lower MANAGER__LOGS_TAIL"]),
+        ("id-d", FaultKind::status(400), ["HTTP 400", "look into the log of the platform"]),
+        ("id-e", FaultKind::status(422), ["HTTP 422", "look into the log of the platform"]),
+    ];
+    for (id, kind, _) in &faults {
+        scene.platform.fault(Fault::on(LOGS, kind.clone()).about(*id));
+    }
+    for concurrency in ["1", "8"] {
+        scene.platform.edit(|state| state.connectors.iter_mut().for_each(|connector| connector.current_status = None));
+        scene.platform.clear_journal();
+        let program = scene.program().var("MANAGER__CONCURRENCY", concurrency).args(["run", "--output", "json"]);
+        let report = program.run().expect_code(exit::CONNECTOR_FAILED.into()).lane();
+        assert_eq!(report["platform"]["sent"], json!({"status": 6, "health": 6, "logs": 1}), "{report:#}");
+        let errors = report["errors"].as_array().unwrap();
+        assert_eq!(errors.len(), faults.len(), "{report:#}");
+        for (id, _, told) in &faults {
+            let error = errors.iter().find(|error| error["connector"] == *id).unwrap();
+            expect_all(&error.to_string(), told, id);
+        }
+        let asked = scene.platform.calls(VERSION).len();
+        assert!((2..=3).contains(&asked), "once at the start, and once for each broken connection at most: {asked}");
+    }
+}
+
+#[test]
+fn logs_that_fail_while_the_platform_is_asked_whether_it_answers_share_its_answer() {
+    let scene = Scene::new("shared-check");
+    for name in ["a", "b", "c", "d", "e"] {
+        scene.connector(name);
+    }
+    scene.pass().expect_code(exit::OK.into());
+    scene.platform.clear_journal();
+    scene.platform.fault(Fault::on(LOGS, FaultKind::Drop));
+    // Longer than the attempts of the slowest log can last beyond those of the fastest.
+    scene.platform.fault(Fault::on(VERSION, FaultKind::Delay { ms: 3000 }).skip(1));
+    let report = scene.pass().expect_code(exit::CONNECTOR_FAILED.into()).lane();
+    assert_eq!(report["platform"]["sent"], json!({"status": 0, "health": 5, "logs": 0}), "{report:#}");
+    assert_eq!(scene.platform.calls(VERSION).len(), 2, "at the start, and for all logs");
+}
+
+#[test]
+fn a_platform_that_hangs_is_found_out_with_one_log_and_one_small_request() {
+    let scene = Scene::new("hangs");
+    for name in ["a", "b", "c", "d", "e"] {
+        scene.connector(name);
+    }
+    scene.pass().expect_code(exit::OK.into());
+    scene.platform.fault(Fault::on(LOGS, FaultKind::Delay { ms: 60_000 }));
+    scene.platform.fault(Fault::on(VERSION, FaultKind::Delay { ms: 60_000 }).skip(1));
+    let timeout = Duration::from_secs(3);
+    let program = scene.program().var("MANAGER__CONCURRENCY", "1").var("OPENCTI__REQUEST_TIMEOUT", "3");
+    let outcome = program.args(["run", "--output", "json"]).run().expect_code(exit::PLATFORM.into());
+    let report = outcome.lane();
+    assert_eq!(report["platform"]["sent"], json!({"status": 0, "health": 1, "logs": 0}), "{report:#}");
+    assert!(outcome.took < 4 * timeout, "two timeouts and not one for each connector: {:?}", outcome.took);
+    let told = report["errors"].to_string();
+    assert_eq!(told.matches("not sent: the platform went away").count(), 8, "health and logs of the others: {told}");
 }

@@ -234,6 +234,7 @@ fn what_the_platform_refuses_of_one_instance_does_not_keep_the_others_from_being
         (HEALTH, with_body(404, gone), "id-b"),
         (STATUS, with_body(403, licence), "id-c"),
         (LOGS, with_body(400, r#"{"id":"x","message":"Malformed or unreadable request body"}"#), "id-d"),
+        (LOGS, FaultKind::Drop, "id-e"),
     ] {
         scene.platform.fault(Fault::on(operation, kind).about(id));
     }
@@ -244,10 +245,17 @@ fn what_the_platform_refuses_of_one_instance_does_not_keep_the_others_from_being
     let told = faults(&report);
     expect_all(
         &told,
-        &["HTTP 413", "MANAGER__LOGS_TAIL", "was deleted", "LICENSE_RESTRICTION", "Malformed"],
+        &[
+            "HTTP 413",
+            "MANAGER__LOGS_TAIL",
+            "was deleted",
+            "LICENSE_RESTRICTION",
+            "Malformed",
+            "answers other requests",
+        ],
         "refusals",
     );
-    assert_eq!(report["errors"].as_array().unwrap().len(), 4, "{report:#}");
+    assert_eq!(report["errors"].as_array().unwrap().len(), 5, "{report:#}");
 }
 
 #[test]

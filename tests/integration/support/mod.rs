@@ -20,6 +20,7 @@ pub(crate) mod process;
 pub(crate) mod registry;
 mod schema;
 mod selftest;
+mod stub_engine;
 pub(crate) mod tap;
 pub(crate) mod told;
 
@@ -29,6 +30,7 @@ pub(crate) use keys::{KeyForm, TestKey};
 pub(crate) use manager::Manager;
 pub(crate) use process::{Binary, Outcome, Running, Signal};
 pub(crate) use registry::Registry;
+pub(crate) use stub_engine::StubEngine;
 pub(crate) use tap::{ApiTap, Fault};
 
 /// A variable of `tests/run`.

@@ -13,6 +13,8 @@ pub(crate) struct PrivateEngine {
     engine: Engine,
     directory: PathBuf,
     arguments: Vec<String>,
+    /// Where its programs are looked for first. Empty for the installed ones.
+    programs: String,
 }
 
 impl Engine {
@@ -22,13 +24,25 @@ impl Engine {
         Self::private_with(&[])
     }
 
+    /// Starts an engine of the newer version that `tests/run` found. `None` when it said that it found none.
+    #[track_caller]
+    pub(crate) fn private_newer() -> Option<PrivateEngine> {
+        let programs = super::variable("XTM_TEST_NEWER_ENGINE");
+        (!programs.is_empty()).then(|| Self::private_of(programs, &[]))
+    }
+
     /// Starts another engine, with further arguments of `dockerd`.
     #[track_caller]
     pub(crate) fn private_with(arguments: &[String]) -> PrivateEngine {
+        Self::private_of(String::new(), arguments)
+    }
+
+    #[track_caller]
+    fn private_of(programs: String, arguments: &[String]) -> PrivateEngine {
         // Below the run's own directory, where tests/run finds what a killed test left behind.
         let directory = PathBuf::from(super::variable("XTM_TEST_DIR")).join("private").join(super::unique("e"));
         let engine = Engine::at(directory.join("docker.sock"));
-        let private = PrivateEngine { engine, directory, arguments: arguments.to_owned() };
+        let private = PrivateEngine { engine, directory, arguments: arguments.to_owned(), programs };
         private.start_daemon();
         private.load_images(&PathBuf::from(super::variable("XTM_TEST_IMAGES")));
         private
@@ -66,6 +80,9 @@ impl PrivateEngine {
         let library = super::repository().join("deploy/engine.sh");
         let script = r#"set -euo pipefail; . "$1"; shift; "$@""#;
         let mut bash = Command::new("bash");
+        if !self.programs.is_empty() {
+            bash.env("PATH", format!("{}:{}", self.programs, std::env::var("PATH").unwrap_or_default()));
+        }
         bash.args(["-c", script, "bash"]).arg(library).arg(function).arg(&self.directory).args(arguments);
         bash.output().expect("bash runs")
     }

@@ -20,6 +20,8 @@ use super::process::{self, Signal};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) method: String,
+    /// Path and query as they came.
+    pub(crate) target: String,
     /// Without the API version and without the query: `/containers/create`.
     pub(crate) path: String,
     /// Still percent-encoded; empty when there is none.
@@ -31,7 +33,8 @@ pub(crate) struct Request {
 impl Request {
     fn new(head: &RequestHead, pid: i32) -> Self {
         let (path, query) = head.target.split_once('?').unwrap_or((&head.target, ""));
-        Self { method: head.method.clone(), path: without_version(path).to_owned(), query: query.to_owned(), pid }
+        let (target, query) = (head.target.clone(), query.to_owned());
+        Self { method: head.method.clone(), target, path: without_version(path).to_owned(), query, pid }
     }
 
     /// Whether it changes the engine's state.

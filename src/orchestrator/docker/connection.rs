@@ -1,0 +1,175 @@
+//! Connects to an engine: agrees with it on a version of the API, puts that version into the path of every request, and
+//! trusts the certificates that the settings name.
+//!
+//! The client library takes a version and then leaves it out of nearly every path, because it joins an absolute path to
+//! the prefix (its issue 736). An engine answers such a request in the newest version that it knows, so that its upgrade
+//! could change the meaning of a request. So the version is put into the path here, whatever the library does.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::errors::Error as EngineError;
+use bollard::models::SystemVersion;
+use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker as Engine};
+use http::Uri;
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+
+use super::{ENGINE_TIMEOUT_S, Endpoint, TlsFiles, UNREACHABLE, place, words};
+use crate::model::Cure;
+use crate::orchestrator::OrchestratorError;
+
+/// Longest wait for the engine's first answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// The oldest version that has everything that is used here. Docker 20.10 speaks it.
+const OLDEST: ApiVersion = ApiVersion { major: 1, minor: 41 };
+/// The newest version that the tests have seen a real engine speak, which is Docker 28. Newer engines speak it as well.
+const NEWEST: ApiVersion = ApiVersion { major: 1, minor: 51 };
+const ENGINE_TOO_OLD: Cure = Cure("upgrade the engine to Docker 20.10 or later");
+const ENGINE_TOO_NEW: Cure = Cure("upgrade this program");
+const NO_ENGINE: Cure = Cure("see that DOCKER_HOST names a Docker engine");
+const CERTIFICATES: Cure =
+    Cure("put the engine's ca.pem and a matching pair of cert.pem and key.pem there, in PEM form");
+
+/// A version of the engine's API. The derived order compares `major` first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct ApiVersion {
+    major: u16,
+    minor: u16,
+}
+
+impl fmt::Display for ApiVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+impl ApiVersion {
+    fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.split_once('.')?;
+        Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    }
+}
+
+/// Connects and agrees on a version with one request. Also returns the description of the engine, with that version.
+pub(super) async fn connect(endpoint: &Endpoint) -> Result<(Engine, String), OrchestratorError> {
+    let unreachable = |why: String| OrchestratorError::Unreachable { place: place(endpoint), why, cure: UNREACHABLE };
+    let engine = client(endpoint)?;
+    // Every engine answers this request without a version, also one that has given up all versions known here.
+    let asking = engine.clone().with_request_modifier(|request| with_version(request, None));
+    let found = match tokio::time::timeout(CONNECT_TIMEOUT, asking.version()).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => return Err(unreachable(words(&error))),
+        Err(_) => return Err(unreachable(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()))),
+    };
+    let version = agree(&found).map_err(|(why, cure)| {
+        let place = place(endpoint);
+        OrchestratorError::Version { place, why, cure }
+    })?;
+    let description = format!("{}, API {version}", name(&found));
+    Ok((engine.with_request_modifier(move |request| with_version(request, Some(version))), description))
+}
+
+fn name(found: &SystemVersion) -> String {
+    format!("Docker {}", found.version.as_deref().unwrap_or("of an unknown version"))
+}
+
+/// The newest version that both sides speak, or why there is none and what to do about it.
+fn agree(found: &SystemVersion) -> Result<ApiVersion, (String, Cure)> {
+    let newest = found.api_version.as_deref().unwrap_or_default();
+    let Some(newest) = ApiVersion::parse(newest) else {
+        return Err((format!("it does not say which versions it speaks, but {newest:?}"), NO_ENGINE));
+    };
+    if newest < OLDEST {
+        let why = format!("{} speaks {newest} at most, and {OLDEST} is needed", name(found));
+        return Err((why, ENGINE_TOO_OLD));
+    }
+    match found.min_api_version.as_deref().and_then(ApiVersion::parse) {
+        Some(oldest) if oldest > NEWEST => {
+            let why =
+                format!("{} speaks {oldest} and later, and {NEWEST} is the newest that is known here", name(found));
+            Err((why, ENGINE_TOO_NEW))
+        }
+        _ => Ok(newest.min(NEWEST)),
+    }
+}
+
+/// The request with this version in its path, or with none. A version that it has already is replaced.
+fn with_version(mut request: BollardRequest, version: Option<ApiVersion>) -> BollardRequest {
+    let uri = request.uri();
+    let path = without_version(uri.path_and_query().map_or("/", |path| path.as_str()));
+    let prefix = version.map(|version| format!("/v{version}")).unwrap_or_default();
+    let (scheme, authority) = (uri.scheme_str().unwrap_or_default(), uri.authority().map_or("", |it| it.as_str()));
+    // Only a path that is too long for a URI can fail here. The default is a URI that the client refuses to send, so that
+    // nothing goes out without the version.
+    *request.uri_mut() = format!("{scheme}://{authority}{prefix}{path}").parse::<Uri>().unwrap_or_default();
+    request
+}
+
+fn without_version(path: &str) -> &str {
+    let Some((version, _)) = path.strip_prefix("/v").and_then(|rest| rest.split_once('/')) else { return path };
+    match ApiVersion::parse(version) {
+        Some(_) => path.get("/v".len() + version.len()..).unwrap_or(path),
+        None => path,
+    }
+}
+
+fn client(endpoint: &Endpoint) -> Result<Engine, OrchestratorError> {
+    // The library wants a version as well. `with_version` replaces it, should the library come to use it.
+    let (timeout, version) = (ENGINE_TIMEOUT_S, API_DEFAULT_VERSION);
+    let made = match endpoint {
+        Endpoint::Unix(path) => Engine::connect_with_unix(path, timeout, version),
+        Endpoint::Tcp(address, None) => Engine::connect_with_http(&format!("tcp://{address}"), timeout, version),
+        Endpoint::Tcp(address, Some(files)) => {
+            let tls = tls(files).map_err(|why| OrchestratorError::Unreachable {
+                place: place(endpoint),
+                why,
+                cure: CERTIFICATES,
+            })?;
+            let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().build();
+            // As the library does for its own connections: none is kept, because a request on one that the engine closes
+            // at that moment would fail.
+            let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
+            let send = move |request: BollardRequest| {
+                let answer = client.request(request);
+                async move { answer.await.map_err(EngineError::from) }
+            };
+            Engine::connect_with_custom_transport(send, Some(format!("https://{address}")), timeout, version)
+        }
+    };
+    made.map_err(|error| OrchestratorError::Unreachable {
+        place: place(endpoint),
+        why: words(&error),
+        cure: UNREACHABLE,
+    })
+}
+
+/// Trusts the CAs of `ca.pem` and no others. The client library would trust those of the machine as well, so that
+/// whoever gets a certificate from any of them could play the engine.
+fn tls(files: &TlsFiles) -> Result<ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(certificates(&files.ca)?);
+    if added == 0 {
+        return Err(format!("{} has no certificate that can be used", files.ca.display()));
+    }
+    let key = PrivateKeyDer::from_pem_file(&files.key)
+        .map_err(|error| format!("{} has no private key that can be used: {error}", files.key.display()))?;
+    let unusable = |error: rustls::Error| format!("{} cannot be used: {error}", files.cert.display());
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(certificates(&files.cert)?, key)
+        .map_err(unusable)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let unreadable = |error| format!("{} cannot be read: {error}", path.display());
+    CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect::<Result<_, _>>().map_err(unreadable)
+}
