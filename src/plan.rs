@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::desired::{Desired, Rejection};
 use crate::memory::Memory;
 use crate::model::{ConfigHash, ConnectorId, Handle, Observed, Workload};
-use crate::restart_window::{Assessment, LoopRule};
+use crate::restart_window::{Assessment, LoopRule, RestartWindow};
 
 pub use prune::PruneRefusal;
 
@@ -62,6 +62,8 @@ pub struct Plan {
     pub kept: BTreeMap<ConnectorId, Handle>,
     /// What to remember once the plan is carried out.
     pub memory: Memory,
+    /// The restarts so far, by connector, which are to be remembered even when the plan is not carried out.
+    pub seen: BTreeMap<ConnectorId, RestartWindow>,
 }
 
 /// One decision about one connector.
@@ -249,7 +251,7 @@ pub enum Skip {
 pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Policy, now: Timestamp) -> Plan {
     let groups = keeper::group(observed);
     let kept = keeper::choose(desired, &groups);
-    let refusal = prune::judge(desired, &groups, memory, policy.prune);
+    let prune::Verdict { refusal, guarded } = prune::judge(desired, &groups, memory, policy.prune);
     let claims = names::Claims::new(desired, observed);
     let removals = keeper::removals(desired, &groups, &kept, &claims, refusal.is_some());
     let names = names::Names::new(claims, observed, &removals);
@@ -262,14 +264,10 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Po
         decided.rejected(rejected, kept.get(&rejected.id).copied());
     }
     for (id, workloads) in groups.iter().filter(|(id, _)| !desired.lists(id)) {
-        decided.unlisted(id, workloads, refusal.as_ref());
+        decided.unlisted(id, workloads, refusal.is_some());
     }
-    let (mut rest, assessments, memory) = decided.finish();
-    rest.sort_by(|a, b| a.connector.cmp(&b.connector));
-    let mut entries = removals;
-    entries.append(&mut rest);
-    let kept = kept.into_iter().map(|(id, workload)| (id.clone(), workload.handle.clone())).collect();
-    Plan { entries, refusal, assessments, kept, memory }
+    decided.guarded(guarded);
+    decided.finish(removals, refusal, &kept)
 }
 
 impl Plan {
@@ -327,6 +325,16 @@ impl Step {
                 Some(handle)
             }
             _ => None,
+        }
+    }
+
+    /// Whether the workload is to run once the step is done, and may not have run before.
+    #[must_use]
+    pub(crate) fn starts(&self) -> bool {
+        match self {
+            Self::Deploy { .. } | Self::Start { .. } => true,
+            Self::Refresh { start, .. } | Self::Recreate { start, .. } => *start,
+            _ => false,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Decides about each connector, one at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -9,9 +9,9 @@ use crate::memory::{ConnectorMemory, Memory};
 use crate::model::{Change, Connector, ConnectorId, CurrentStatus, Phase, Requested, Workload};
 use crate::plan::names::Names;
 use crate::plan::{
-    Decision, Entry, LoopAction, Obstacle, Policy, PruneRefusal, RefreshReason, Skip, StartReason, Step,
+    Decision, Entry, Kept, LoopAction, Obstacle, Plan, Policy, PruneRefusal, RefreshReason, Skip, StartReason, Step,
 };
-use crate::restart_window::{self, Assessment, Reading};
+use crate::restart_window::{self, Assessment, Reading, RestartWindow};
 
 /// The decisions so far, and what is to be remembered because of them.
 pub(super) struct Decided<'a> {
@@ -21,11 +21,14 @@ pub(super) struct Decided<'a> {
     entries: Vec<Entry>,
     assessments: BTreeMap<ConnectorId, Assessment>,
     connectors: BTreeMap<ConnectorId, ConnectorMemory>,
+    /// The restarts that were seen, without those that the plan itself will make.
+    seen: BTreeMap<ConnectorId, RestartWindow>,
 }
 
 impl<'a> Decided<'a> {
     pub(super) fn new(before: &'a Memory, policy: &'a Policy, now: Timestamp) -> Self {
-        Self { policy, now, before, entries: vec![], assessments: BTreeMap::new(), connectors: BTreeMap::new() }
+        let (assessments, connectors, seen) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { policy, now, before, entries: vec![], assessments, connectors, seen }
     }
 
     /// Decides about a listed connector that can be used.
@@ -45,7 +48,7 @@ impl<'a> Decided<'a> {
             return self.rejected(&Rejected { id, title, reason, shown: connector.shown }, Some(workload));
         }
         let refresh_reason = refresh_reason(connector, workload);
-        let ended = has_ended(connector, workload) && !held && refresh_reason.is_none();
+        let ended = !held && refresh_reason.is_none() && self.has_ended(connector, workload);
         let assessment = self.remember(&connector.id, Some(workload), u64::from(ended));
         self.keep_or_release(connector, workload, held);
         if let Some(reason) = refresh_reason {
@@ -60,7 +63,7 @@ impl<'a> Decided<'a> {
         let hold = assessment.filter(|a| a.looping && self.policy.loop_action == LoopAction::Stop);
         let decision = match connector.requested {
             Requested::Run if held => Decision::Skip(Skip::Held),
-            Requested::Run => self.keep_running(connector, workload, hold, &final_name),
+            Requested::Run => self.keep_running(connector, workload, hold, ended, &final_name),
             Requested::Stop => stop(workload),
         };
         self.push(&connector.id, &connector.title, decision);
@@ -73,35 +76,47 @@ impl<'a> Decided<'a> {
             let memory = self.connectors.entry(rejected.id.clone()).or_default();
             memory.held.clone_from(&before.held);
             memory.refused.clone_from(&before.refused);
+            memory.ended = before.ended;
         }
         self.push(&rejected.id, &rejected.title, Decision::Reject(rejected.reason.clone()));
     }
 
     /// Decides about the workloads that stay of a connector that is not listed any more. Its removals are entries
     /// already.
-    pub(super) fn unlisted(&mut self, id: &ConnectorId, workloads: &[&Workload], refusal: Option<&PruneRefusal>) {
+    pub(super) fn unlisted(&mut self, id: &ConnectorId, workloads: &[&Workload], refused: bool) {
         let mut stays = false;
         for workload in workloads {
             let skip = match workload.platform {
                 None => Skip::UnknownPlatform,
-                Some(_) if refusal.is_some() => Skip::PruneRefused,
+                Some(_) if refused => Skip::PruneRefused,
                 Some(_) => continue,
             };
             stays = true;
             self.push(id, &workload.name, Decision::Skip(skip));
         }
         if stays {
-            let mut memory = self.before.connectors.get(id).cloned().unwrap_or_default();
-            memory.spared |= refusal.is_some_and(PruneRefusal::is_lasting);
-            self.connectors.insert(id.clone(), memory);
+            let before = self.before.connectors.get(id).cloned().unwrap_or_default();
+            self.connectors.insert(id.clone(), ConnectorMemory { guarded: false, ..before });
         }
     }
 
-    /// Returns the decisions, the judgements and the next memory.
-    pub(super) fn finish(self) -> (Vec<Entry>, BTreeMap<ConnectorId, Assessment>, Memory) {
-        let connectors = self.connectors.into_iter().filter(|(_, memory)| !memory.is_empty()).collect();
-        let memory = Memory { connectors, ..self.before.clone() };
-        (self.entries, self.assessments, memory)
+    /// Remembers the connectors by which the prune guard judges the next list.
+    pub(super) fn guarded(&mut self, guarded: BTreeSet<&ConnectorId>) {
+        for id in guarded {
+            self.connectors.entry(id.clone()).or_default().guarded = true;
+        }
+    }
+
+    /// Returns the plan that consists of these decisions, after `removals`.
+    pub(super) fn finish(self, removals: Vec<Entry>, refusal: Option<PruneRefusal>, kept: &Kept<'_>) -> Plan {
+        let Self { before, entries: mut rest, assessments, connectors, seen, .. } = self;
+        rest.sort_by(|a, b| a.connector.cmp(&b.connector));
+        let mut entries = removals;
+        entries.append(&mut rest);
+        let connectors = connectors.into_iter().filter(|(_, memory)| !memory.is_empty()).collect();
+        let memory = Memory { connectors, ..before.clone() };
+        let kept = kept.iter().map(|(id, workload)| ((*id).clone(), workload.handle.clone())).collect();
+        Plan { entries, refusal, assessments, kept, memory, seen }
     }
 
     fn push(&mut self, id: &ConnectorId, title: &str, decision: Decision) {
@@ -115,6 +130,13 @@ impl<'a> Decided<'a> {
             && held == Some(&connector.hash)
             && workload.hash.as_ref() == held
             && !workload.phase.is_up()
+    }
+
+    /// Whether it ended by itself, as far as the platform or the pass that started it knows.
+    fn has_ended(&self, connector: &Connector, workload: &Workload) -> bool {
+        let at_once = self.before.connectors.get(&connector.id).is_some_and(|memory| memory.ended);
+        has_ended(connector, workload)
+            || (at_once && connector.requested == Requested::Run && workload.phase == Phase::Exited)
     }
 
     /// The rejection of a configuration that lately did not start. Another attempt so soon would only interrupt the old
@@ -162,8 +184,10 @@ impl<'a> Decided<'a> {
         });
         let (window, assessment) = match reading {
             Some(reading) => {
-                let (window, assessment) =
-                    restart_window::observe(known, reading, extra, self.policy.loop_rule, self.now);
+                let (rule, last_pass) = (self.policy.loop_rule, self.before.last_pass);
+                let observe = |extra| restart_window::observe(known, reading, extra, rule, last_pass, self.now);
+                self.seen.extend(observe(0).0.map(|window| (id.clone(), window)));
+                let (window, assessment) = observe(extra);
                 (window, Some(assessment))
             }
             None => (known.cloned(), None),
@@ -186,6 +210,7 @@ impl<'a> Decided<'a> {
         connector: &Connector,
         workload: &Workload,
         hold: Option<Assessment>,
+        ended: bool,
         final_name: &str,
     ) -> Decision {
         if let Some(assessment) = hold {
@@ -202,7 +227,7 @@ impl<'a> Decided<'a> {
             Phase::Pending | Phase::Ending => return Decision::Skip(Skip::Pending),
             Phase::Paused => StartReason::Paused,
             Phase::Multiplied => StartReason::Multiplied,
-            _ if has_ended(connector, workload) => StartReason::Ended,
+            _ if ended => StartReason::Ended,
             _ => StartReason::Requested,
         };
         Decision::Step(Step::Start { handle: workload.handle.clone(), reason })

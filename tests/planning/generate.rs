@@ -218,11 +218,13 @@ fn memory() -> impl Strategy<Value = Memory> {
         counter,
         generation: format!("h{of}"),
         samples,
+        looping: counter % 2 == 1,
     });
     let one = (id(), prop::option::of(window), prop::option::of(0..2_u8), prop::bool::weighted(0.1));
-    let one = one.prop_map(|(id, window, held, spared)| {
+    let one = one.prop_map(|(id, window, held, guarded)| {
         let held = held.map(|version| ConfigHash::new(&hash(&id, version)).unwrap());
-        (ConnectorId::new(&id).unwrap(), ConnectorMemory { window, held, spared, refused: None, log: None })
+        let ended = window.as_ref().is_some_and(|window: &RestartWindow| window.counter % 3 == 1);
+        (ConnectorId::new(&id).unwrap(), ConnectorMemory { window, held, guarded, ended, refused: None, log: None })
     });
     prop::collection::vec(one, 0..5).prop_map(|connectors| Memory {
         connectors: connectors.into_iter().filter(|(_, memory)| !memory.is_empty()).collect(),
