@@ -245,6 +245,7 @@ mod tests {
             connectors: [(id("a"), held("aaaa")), (id("b"), held("bbbb"))].into(),
             adopted: [("h1".to_owned(), hash("1111")), ("h2".to_owned(), hash("2222"))].into(),
             xtm_one: XtmOneMemory { without_named_tokens: Some("7.0.0".to_owned()), ..XtmOneMemory::default() },
+            last_pass: None,
         }
     }
 
