@@ -61,7 +61,8 @@ impl WorkloadsAfter {
             let vitals = after.vitals.clone().filter(|_| after.touched)?;
             let generation = vitals.generation.clone().unwrap_or_else(|| after.handle.0.clone());
             let ended = started.contains(id) && after.phase == Phase::Exited;
-            Some((id.clone(), LastLook { generation, created: after.created, vitals, ended }))
+            let (created, phase) = (after.created, after.phase);
+            Some((id.clone(), LastLook { generation, created, vitals, phase, ended }))
         });
         looks.collect()
     }

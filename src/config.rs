@@ -206,6 +206,7 @@ fn policy(process: &ProcessTexts, fields: &mut FieldParser, allow_prune: bool) -
     Policy {
         loop_rule: LoopRule { window_s: i64::try_from(window).unwrap_or(300), limit },
         loop_action,
+        release: None,
         prune: PrunePolicy { allow: allow_prune || allowed, max_percent: u8::try_from(percent).unwrap_or(50) },
     }
 }

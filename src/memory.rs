@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::log_cursor::LogCursor;
-use crate::model::{ConfigHash, ConnectorId, Vitals};
+use crate::model::{ConfigHash, ConnectorId, Phase, Vitals};
 use crate::restart_window::{self, Assessment, LoopRule, Reading, RestartWindow};
 
 pub use xtm_one::{FailedRegistrations, XtmOneMemory};
@@ -133,6 +133,7 @@ pub(crate) struct LastLook {
     pub(crate) generation: String,
     pub(crate) created: Timestamp,
     pub(crate) vitals: Vitals,
+    pub(crate) phase: Phase,
     /// Whether it has ended although a step was to start it.
     pub(crate) ended: bool,
 }
@@ -196,7 +197,13 @@ pub(crate) fn next(
         let (window, assessment) =
             restart_window::observe(connector.window.as_ref(), reading, 0, rule, recalled.last_pass, now);
         connector.window = window;
-        connector.ended |= look.ended && !findings.undone.contains_key(id);
+        let undone = findings.undone.contains_key(id);
+        connector.ended |= look.ended && !undone;
+        if undone && matches!(look.phase, Phase::Exited | Phase::Stopped | Phase::Ending) {
+            // A stop that failed may have been done all the same, and then the hold that was planned holds.
+            let planned = findings.planned.as_ref().and_then(|planned| planned.get(id));
+            connector.held = planned.and_then(|planned| planned.held.clone()).or(connector.held.take());
+        }
         assessments.insert(id.clone(), assessment);
     }
     for (id, cursor) in &findings.delivered {
@@ -297,6 +304,7 @@ mod tests {
             generation: "new".to_owned(),
             created: noon(),
             vitals: Vitals { restarts, ..Vitals::default() },
+            phase: Phase::Running,
             ended: false,
         };
         let findings = Findings {
@@ -313,7 +321,7 @@ mod tests {
     #[test]
     fn what_ended_before_it_was_looked_at_is_remembered_unless_its_start_failed() {
         let (generation, vitals) = ("new".to_owned(), Vitals::default());
-        let look = LastLook { generation, created: noon(), vitals, ended: true };
+        let look = LastLook { generation, created: noon(), vitals, phase: Phase::Exited, ended: true };
         let findings = Findings {
             planned: Some(BTreeMap::new()),
             looks: [(id("c"), look.clone()), (id("d"), look)].into(),

@@ -6,7 +6,7 @@ mod keeper;
 mod names;
 mod prune;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -27,6 +27,8 @@ pub struct Policy {
     pub loop_action: LoopAction,
     /// The limits of the prune guard.
     pub prune: PrunePolicy,
+    /// The connector that the operator releases if it is held: its id, its title, or the name of its workload.
+    pub release: Option<String>,
 }
 
 /// What to do with a workload in a reboot loop.
@@ -34,7 +36,8 @@ pub struct Policy {
 pub enum LoopAction {
     /// Report it on the platform and in the report.
     Report,
-    /// Also stop it, and hold it until its hash changes or somebody stops and starts it on the platform.
+    /// Also stop it, and hold it until its hash changes, a pass sees that the platform wants it stopped, or the operator
+    /// releases it.
     Stop,
 }
 
@@ -64,6 +67,8 @@ pub struct Plan {
     pub memory: Memory,
     /// The restarts so far, by connector, which are to be remembered even when the plan is not carried out.
     pub seen: BTreeMap<ConnectorId, RestartWindow>,
+    /// The connectors that were held and are released because the operator asked for it.
+    pub released: BTreeSet<ConnectorId>,
 }
 
 /// One decision about one connector.

@@ -106,7 +106,7 @@ variables! {
     manager__allow_prune: Plain = "false", "`true` removes whatever is not listed, whatever the share; the same as `--allow-prune`.";
     manager__reboot_loop__window: Plain = "300", "Seconds over which restarts are judged.";
     manager__reboot_loop__limit: Plain = "3", "More restarts than this within the window are a reboot loop.";
-    manager__reboot_loop__action: Plain = "report", "`report`, or `stop`: stop the connector and hold it until its configuration changes or it is stopped and started again.";
+    manager__reboot_loop__action: Plain = "report", "`report`, or `stop`: stop the connector and hold it until its configuration changes, it is released (`release NAME`), or a pass has seen it stopped on the platform and it is started again.";
     manager__logs_tail: Plain = "100", "Last lines of each connector's log that are pushed to the platform, 0 to 10000; 0 pushes none.";
     manager__logger__level: Plain = "info", "`trace`, `debug`, `info`, `warn` or `error`. `RUST_LOG` wins.";
     manager__logger__format: Plain, "`json` or `pretty`. Default: `pretty` on a terminal, `json` elsewhere.";

@@ -23,12 +23,14 @@ pub(super) struct Decided<'a> {
     connectors: BTreeMap<ConnectorId, ConnectorMemory>,
     /// The restarts that were seen, without those that the plan itself will make.
     seen: BTreeMap<ConnectorId, RestartWindow>,
+    /// The connectors that were held until the operator's word.
+    released: BTreeSet<ConnectorId>,
 }
 
 impl<'a> Decided<'a> {
     pub(super) fn new(before: &'a Memory, policy: &'a Policy, now: Timestamp) -> Self {
         let (assessments, connectors, seen) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { policy, now, before, entries: vec![], assessments, connectors, seen }
+        Self { policy, now, before, entries: vec![], assessments, connectors, seen, released: BTreeSet::new() }
     }
 
     /// Decides about a listed connector that can be used.
@@ -60,7 +62,8 @@ impl<'a> Decided<'a> {
                 Step::Rename { handle: workload.handle.clone(), from: workload.name.clone(), to: final_name.clone() };
             self.push(&connector.id, &connector.title, Decision::Step(rename));
         }
-        let hold = assessment.filter(|a| a.looping && self.policy.loop_action == LoopAction::Stop);
+        let holds = self.policy.loop_action == LoopAction::Stop && !self.released.contains(&connector.id);
+        let hold = assessment.filter(|assessment| assessment.looping && holds);
         let decision = match connector.requested {
             Requested::Run if held => Decision::Skip(Skip::Held),
             Requested::Run => self.keep_running(connector, workload, hold, ended, &final_name),
@@ -109,14 +112,14 @@ impl<'a> Decided<'a> {
 
     /// Returns the plan that consists of these decisions, after `removals`.
     pub(super) fn finish(self, removals: Vec<Entry>, refusal: Option<PruneRefusal>, kept: &Kept<'_>) -> Plan {
-        let Self { before, entries: mut rest, assessments, connectors, seen, .. } = self;
+        let Self { before, entries: mut rest, assessments, connectors, seen, released, .. } = self;
         rest.sort_by(|a, b| a.connector.cmp(&b.connector));
         let mut entries = removals;
         entries.append(&mut rest);
         let connectors = connectors.into_iter().filter(|(_, memory)| !memory.is_empty()).collect();
         let memory = Memory { connectors, ..before.clone() };
         let kept = kept.iter().map(|(id, workload)| ((*id).clone(), workload.handle.clone())).collect();
-        Plan { entries, refusal, assessments, kept, memory, seen }
+        Plan { entries, refusal, assessments, kept, memory, seen, released }
     }
 
     fn push(&mut self, id: &ConnectorId, title: &str, decision: Decision) {
@@ -130,6 +133,13 @@ impl<'a> Decided<'a> {
             && held == Some(&connector.hash)
             && workload.hash.as_ref() == held
             && !workload.phase.is_up()
+            && !self.is_released(connector)
+    }
+
+    /// Whether the operator releases this connector.
+    fn is_released(&self, connector: &Connector) -> bool {
+        let name = self.policy.release.as_deref();
+        [connector.id.as_str(), &connector.title, connector.name.as_str()].map(Some).contains(&name)
     }
 
     /// Whether it ended by itself, as far as the platform or the pass that started it knows.
@@ -158,9 +168,13 @@ impl<'a> Decided<'a> {
         let was_held = self.before.connectors.get(&connector.id).is_some_and(|memory| memory.held.is_some());
         let changed = workload.hash.as_ref() != Some(&connector.hash);
         let stopped = connector.requested == Requested::Stop && (was_held || must_stop(workload));
+        let released = was_held && self.is_released(connector);
+        if released {
+            self.released.insert(connector.id.clone());
+        }
         if held {
             self.connectors.entry(connector.id.clone()).or_default().held = Some(connector.hash.clone());
-        } else if let (true, Some(memory)) = (changed || stopped, self.connectors.get_mut(&connector.id))
+        } else if let (true, Some(memory)) = (changed || stopped || released, self.connectors.get_mut(&connector.id))
             && let Some(window) = &mut memory.window
         {
             window.start_anew();

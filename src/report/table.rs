@@ -1,7 +1,7 @@
 //! Renders the report for people: what changed or is wrong, then a line that sums up.
 
 use super::{Counts, LaneReport, Line, LineResult, Report, TroubleReport, xtm_one};
-use crate::model::PlatformKind;
+use crate::model::{ConnectorId, PlatformKind};
 use crate::plan::{Decision, Obstacle, RefreshReason, RemoveReason, Skip, StartReason, Step};
 
 /// The widest that any column but the last can be, in characters.
@@ -87,7 +87,7 @@ fn row(lane: PlatformKind, line: &Line) -> [String; 5] {
         Decision::Step(step) => detail.push(step_detail(step)),
         // The troubles below say more than that it runs.
         Decision::Skip(Skip::Running) if !line.troubles.is_empty() => {}
-        Decision::Skip(skip) => detail.push(skip_detail(skip)),
+        Decision::Skip(skip) => detail.push(skip_detail(skip, &line.entry.connector)),
         Decision::Reject(_) => {}
     }
     detail.extend(line.error.clone());
@@ -139,7 +139,7 @@ fn step_detail(step: &Step) -> String {
             RemoveReason::Incomplete => format!("{name}: an earlier pass was cut off while making it"),
         },
         Step::Hold { restarts, .. } => {
-            format!("reboot loop, {restarts} restarts: stopped until its configuration changes")
+            format!("reboot loop, {restarts} restarts: stopped until its configuration changes or it is released")
         }
     }
 }
@@ -153,15 +153,15 @@ fn refresh_reason(reason: &RefreshReason) -> String {
     }
 }
 
-fn skip_detail(skip: &Skip) -> String {
+fn skip_detail(skip: &Skip, connector: &ConnectorId) -> String {
     match skip {
         Skip::Running => "running".to_owned(),
         Skip::Pending => "told to run, and not running yet".to_owned(),
         Skip::Stopped => "stopped, as requested".to_owned(),
         Skip::NotStarted => "not started yet".to_owned(),
-        Skip::Held => {
-            "held for a reboot loop: change its configuration, or stop and start it on the platform".to_owned()
-        }
+        Skip::Held => format!(
+            "held for a reboot loop: change its configuration, or run `xtm-reconcile release {connector}`, or stop it on the platform and start it after the next pass"
+        ),
         Skip::NameBusy { name } => format!("waits for the name {name}"),
         Skip::PruneRefused => "not on the platform any more; kept by the prune guard".to_owned(),
         Skip::UnknownPlatform => "made by an older manager for a platform that is not known; left alone".to_owned(),

@@ -238,6 +238,7 @@ fn policy() -> impl Strategy<Value = Policy> {
             loop_rule: LoopRule { window_s: 300, limit: 3 },
             loop_action: if stop { LoopAction::Stop } else { LoopAction::Report },
             prune: PrunePolicy { allow, max_percent },
+            release: None,
         },
     )
 }

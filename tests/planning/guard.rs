@@ -16,6 +16,7 @@ const POLICY: Policy = Policy {
     loop_rule: LoopRule { window_s: 300, limit: 3 },
     loop_action: LoopAction::Report,
     prune: PrunePolicy { allow: false, max_percent: 50 },
+    release: None,
 };
 
 type Ids = BTreeSet<usize>;

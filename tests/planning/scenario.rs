@@ -45,6 +45,7 @@ struct PolicyInput {
     loop_action: LoopActionInput,
     allow_prune: bool,
     max_removals_percent: u8,
+    release: Option<String>,
 }
 
 impl Default for PolicyInput {
@@ -55,6 +56,7 @@ impl Default for PolicyInput {
             loop_action: LoopActionInput::Report,
             allow_prune: false,
             max_removals_percent: 50,
+            release: None,
         }
     }
 }
@@ -214,6 +216,7 @@ impl Scenario {
                 LoopActionInput::Stop => LoopAction::Stop,
             },
             prune: PrunePolicy { allow: self.policy.allow_prune, max_percent: self.policy.max_removals_percent },
+            release: self.policy.release.clone(),
         };
         plan(&self.desired(), &observed, &self.memory(), &policy, self.now)
     }
@@ -269,7 +272,7 @@ impl WorkloadInput {
             hash: self.hash.as_deref().map(|hash| ConfigHash::new(hash).unwrap()),
             phase,
             created: self.created,
-            vitals: phase.is_up().then_some(Vitals {
+            vitals: (phase.is_up() || self.restarts > 0).then_some(Vitals {
                 restarts: self.restarts,
                 backing_off: self.backing_off,
                 ..Vitals::default()

@@ -14,6 +14,7 @@ const POLICY: Policy = Policy {
     loop_rule: LoopRule { window_s: 300, limit: 3 },
     loop_action: LoopAction::Stop,
     prune: PrunePolicy { allow: false, max_percent: 50 },
+    release: None,
 };
 
 fn wanted(hash: &str, requested: &str, current: &str) -> Desired {
