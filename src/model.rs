@@ -399,6 +399,9 @@ pub struct Vitals {
     pub backing_off: bool,
     /// The start of the current run, or of the last one. `None` when it never ran.
     pub started_at: Option<Timestamp>,
+    /// Whether the engine does not start it again when it ends, although the settings want that. So it is with the
+    /// daemon's containers. What it lacks can be added while it runs.
+    pub unattended: bool,
 }
 
 /// How a workload gets another image or configuration.

@@ -157,6 +157,13 @@ pub enum Step {
         /// The workload to stop.
         handle: Handle,
     },
+    /// Give a workload a setting that it lacks while it goes on running.
+    Update {
+        /// The workload to change.
+        handle: Handle,
+        /// What it lacks.
+        reason: UpdateReason,
+    },
     /// Delete a workload.
     Remove {
         /// The workload to delete.
@@ -212,6 +219,14 @@ pub enum StartReason {
     Paused,
     /// Somebody scaled it to several instances, and only one may run.
     Multiplied,
+}
+
+/// What a workload gets in place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateReason {
+    /// The engine does not start it again when it ends.
+    RestartPolicy,
 }
 
 /// Why a workload is deleted.
@@ -302,6 +317,7 @@ impl Step {
             Self::Rename { .. } => "rename",
             Self::Start { .. } => "start",
             Self::Stop { .. } => "stop",
+            Self::Update { .. } => "update",
             Self::Remove { .. } => "remove",
             Self::Hold { .. } => "hold",
         }
@@ -317,6 +333,7 @@ impl Step {
             | Self::Rename { handle, .. }
             | Self::Start { handle, .. }
             | Self::Stop { handle }
+            | Self::Update { handle, .. }
             | Self::Remove { handle, .. }
             | Self::Hold { handle, .. } => Some(handle),
         }

@@ -179,7 +179,7 @@ variables! {
     daemon__registry__password: Secret, "Password of that user.";
     daemon__registry__email: Plain, "E-mail address of that user, where a registry asks for one.";
     daemon__docker__image_pull_policy: Plain, "`Always`, `IfNotPresent` or `Never`. Default: `Always` for the tags `latest` and `rolling` and for none, `IfNotPresent` otherwise.";
-    daemon__docker__restart_policy: Plain = "unless-stopped", "`no`, `unless-stopped`, `on-failure` or `on-failure:N`; `always` counts as `unless-stopped`. With `no` a reboot loop shows only from one pass to the next. Like all settings of the containers it reaches those that exist at their next refresh.";
+    daemon__docker__restart_policy: Plain = "unless-stopped", "`no`, `unless-stopped`, `on-failure` or `on-failure:N`; `always` counts as `unless-stopped`. With `no` a reboot loop shows only from one pass to the next. A container that runs without a policy gets it in place; one that has another keeps that until its next refresh.";
     daemon__docker__memory_limit: Plain, "Memory limit of each connector: bytes, or with `k`, `m`, `g`.";
     daemon__docker__cpu_limit: Plain, "CPU limit of each connector in cores, such as `0.5`.";
     daemon__docker__network_mode: Plain, "Network of the containers. Default: the engine's.";

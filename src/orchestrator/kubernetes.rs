@@ -317,6 +317,7 @@ impl Orchestrator for Kubernetes {
                 self.recreate(spec()?, old, name, *start, *obstacle, context.stop).await.map(Some)
             }
             Step::Rename { .. } => Err(StepError::Internal("a Deployment cannot be renamed".to_owned())),
+            Step::Update { .. } => Err(StepError::Internal("a Deployment lacks no setting".to_owned())),
             Step::Start { handle, .. } => {
                 self.scale(handle, 1).await?;
                 Ok(Some(handle.clone()))

@@ -10,6 +10,7 @@ use crate::model::{Change, Connector, ConnectorId, CurrentStatus, Phase, Request
 use crate::plan::names::Names;
 use crate::plan::{
     Decision, Entry, Kept, LoopAction, Obstacle, Plan, Policy, PruneRefusal, RefreshReason, Skip, StartReason, Step,
+    UpdateReason,
 };
 use crate::restart_window::{self, Assessment, Reading, RestartWindow};
 
@@ -69,7 +70,15 @@ impl<'a> Decided<'a> {
             Requested::Run => self.keep_running(connector, workload, hold, ended, &final_name),
             Requested::Stop => stop(workload),
         };
+        let runs = matches!(
+            decision,
+            Decision::Skip(Skip::Running | Skip::NameBusy { .. }) | Decision::Step(Step::Start { .. })
+        );
         self.push(&connector.id, &connector.title, decision);
+        if runs && workload.vitals.as_ref().is_some_and(|vitals| vitals.unattended) {
+            let update = Step::Update { handle: workload.handle.clone(), reason: UpdateReason::RestartPolicy };
+            self.push(&connector.id, &connector.title, Decision::Step(update));
+        }
     }
 
     /// Decides about a listed connector that cannot be used. A workload that it has keeps running.

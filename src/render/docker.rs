@@ -101,7 +101,8 @@ fn host_config(defaults: &ContainerDefaults) -> HostConfig {
     }
 }
 
-fn restart_policy(policy: RestartPolicy) -> bollard::models::RestartPolicy {
+/// The policy as the engine wants it.
+pub(crate) fn restart_policy(policy: RestartPolicy) -> bollard::models::RestartPolicy {
     let (name, count) = match policy {
         RestartPolicy::No => (RestartPolicyNameEnum::NO, None),
         RestartPolicy::UnlessStopped => (RestartPolicyNameEnum::UNLESS_STOPPED, None),

@@ -2,7 +2,7 @@
 
 use super::{Counts, LaneReport, Line, LineResult, Report, TroubleReport, xtm_one};
 use crate::model::{ConnectorId, PlatformKind};
-use crate::plan::{Decision, Obstacle, RefreshReason, RemoveReason, Skip, StartReason, Step};
+use crate::plan::{Decision, Obstacle, RefreshReason, RemoveReason, Skip, StartReason, Step, UpdateReason};
 
 /// The widest that any column but the last can be, in characters.
 const WIDTH_MAX: usize = 40;
@@ -133,6 +133,9 @@ fn step_detail(step: &Step) -> String {
             "it was scaled to several instances; only one may run".to_owned()
         }
         Step::Start { reason: StartReason::Requested, .. } | Step::Stop { .. } => "requested".to_owned(),
+        Step::Update { reason: UpdateReason::RestartPolicy, .. } => {
+            "the engine starts it again from now on when it ends; it went on running".to_owned()
+        }
         Step::Remove { name, reason, .. } => match reason {
             RemoveReason::NotListed => "not on the platform any more".to_owned(),
             RemoveReason::Duplicate => format!("{name}: another workload of this connector stays"),

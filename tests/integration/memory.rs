@@ -270,7 +270,7 @@ fn a_hold_counts_when_the_connector_is_down_and_not_when_the_stop_failed() {
         restarted(&scene, 4);
         let tap = ApiTap::new(scene.engine);
         tap.inject("POST /containers/*/stop", 1, fault);
-        let program = set(scene.tapped(&tap).args(["run", "--output", "json"]), &LOOP_STOP);
+        let program = set(scene.tapped(&tap), &LOOP_STOP);
         let report = program.run().expect_code(exit::CONNECTOR_FAILED.into()).lane();
         assert_eq!(line(&report, "id-a")["result"], "failed", "{report:#}");
         let record = scene.records().remove(0);

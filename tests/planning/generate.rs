@@ -144,7 +144,11 @@ fn workload() -> impl Strategy<Value = Workload> {
                 hash,
                 phase,
                 created: Timestamp::from_second(now().as_second() - age).unwrap(),
-                vitals: phase.is_up().then_some(Vitals { restarts, started_at: None, ..Vitals::default() }),
+                vitals: phase.is_up().then_some(Vitals {
+                    restarts,
+                    unattended: restarts % 5 == 1,
+                    ..Vitals::default()
+                }),
                 change: Change::Replaced,
                 troubles: vec![],
             }

@@ -18,6 +18,7 @@ fn handle(step: &Step) -> Option<&Handle> {
         Step::Rename { handle, .. }
         | Step::Start { handle, .. }
         | Step::Stop { handle }
+        | Step::Update { handle, .. }
         | Step::Remove { handle, .. }
         | Step::Hold { handle, .. } => Some(handle),
     }

@@ -120,6 +120,9 @@ struct WorkloadInput {
     /// The engine itself takes it for a loop.
     #[serde(default)]
     backing_off: bool,
+    /// The engine does not start it again when it ends.
+    #[serde(default)]
+    unattended: bool,
     #[serde(default)]
     change: ChangeInput,
 }
@@ -275,6 +278,7 @@ impl WorkloadInput {
             vitals: (phase.is_up() || self.restarts > 0).then_some(Vitals {
                 restarts: self.restarts,
                 backing_off: self.backing_off,
+                unattended: self.unattended,
                 ..Vitals::default()
             }),
             change: match self.change {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use bollard::models::{ContainerInspectResponse, ContainerSummary};
+use bollard::models::{ContainerInspectResponse, ContainerSummary, HostConfig, RestartPolicyNameEnum};
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -13,6 +13,7 @@ use crate::desired::Desired;
 use crate::memory::Memory;
 use crate::model::{Change, ConfigHash, ConnectorId, Handle, Phase, PlatformKind, Vitals, Workload};
 use crate::orchestrator::{Look, Observation, OrchestratorError};
+use crate::render::docker::RestartPolicy;
 use crate::render::{LABEL_CONNECTOR, LABEL_HASH, LABEL_MANAGER, LABEL_PLATFORM, VARIABLE_HASH};
 use crate::secret::Secret;
 
@@ -125,7 +126,7 @@ impl Docker {
 
     pub(super) async fn look_at(&self, handle: &Handle) -> Result<Option<Look>, OrchestratorError> {
         match self.engine.inspect_container(&handle.0, None::<InspectContainerOptions>).await {
-            Ok(inspected) => Ok(Some(look(inspected))),
+            Ok(inspected) => Ok(Some(look(inspected, self.settings.container.restart_policy))),
             Err(error) if status(&error) == Some(404) => Ok(None),
             Err(error) => Err(self.refused(format!("looking at container {handle}"))(error)),
         }
@@ -173,7 +174,8 @@ fn hash_in(environment: &[(String, Secret)]) -> Option<ConfigHash> {
     ConfigHash::new(value.expose()).ok()
 }
 
-fn look(inspected: ContainerInspectResponse) -> Look {
+fn look(inspected: ContainerInspectResponse, wanted: RestartPolicy) -> Look {
+    let unattended = wanted != RestartPolicy::No && inspected.host_config.as_ref().is_some_and(has_no_restart_policy);
     let state = inspected.state.unwrap_or_default();
     let environment = inspected.config.and_then(|config| config.env).unwrap_or_default();
     // Only the first `=` divides, because values may hold more of them.
@@ -191,11 +193,20 @@ fn look(inspected: ContainerInspectResponse) -> Look {
                 .started_at
                 .and_then(|text| text.parse::<Timestamp>().ok())
                 .filter(|started| started.as_second() > 0),
+            unattended,
             ..Vitals::default()
         },
         troubles: vec![],
         environment: environment.into_iter().filter_map(pair).collect(),
     }
+}
+
+/// Whether the engine does not start the container again when it ends, and could be told to: it refuses that for one that
+/// it removes when it ends.
+fn has_no_restart_policy(host: &HostConfig) -> bool {
+    use RestartPolicyNameEnum::{EMPTY, NO};
+    let name = host.restart_policy.as_ref().and_then(|policy| policy.name);
+    matches!(name, None | Some(EMPTY | NO)) && host.auto_remove != Some(true)
 }
 
 /// The phase that the engine's word for a state means. The list and the inspection use the same words but different

@@ -120,6 +120,7 @@ fn vitals(pod: &Pod) -> Vitals {
         generation: Some(pod.metadata.uid.clone()),
         backing_off: false,
         started_at: started.max(),
+        unattended: false,
     }
 }
 
