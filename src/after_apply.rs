@@ -54,11 +54,15 @@ impl WorkloadsAfter {
 
     /// The counters of the workloads that this pass changed, for the next memory.
     #[must_use]
-    pub fn last_looks(&self) -> BTreeMap<ConnectorId, LastLook> {
+    pub fn last_looks(&self, plan: &Plan) -> BTreeMap<ConnectorId, LastLook> {
+        let started = plan.steps().filter(|(_, step)| step.starts()).map(|(entry, _)| &entry.connector);
+        let started: BTreeSet<&ConnectorId> = started.collect();
         let looks = self.workloads.iter().filter_map(|(id, after)| {
             let vitals = after.vitals.clone().filter(|_| after.touched)?;
             let generation = vitals.generation.clone().unwrap_or_else(|| after.handle.0.clone());
-            Some((id.clone(), LastLook { generation, created: after.created, vitals }))
+            let ended = started.contains(id) && after.phase == Phase::Exited;
+            let (created, phase) = (after.created, after.phase);
+            Some((id.clone(), LastLook { generation, created, vitals, phase, ended }))
         });
         looks.collect()
     }

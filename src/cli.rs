@@ -62,6 +62,12 @@ pub enum Command {
     },
     /// See whether configuration, key, platform and cluster or engine can be used; read-only.
     Check,
+    /// Make one pass that starts a connector again which is held for a reboot loop.
+    Release {
+        /// The id of the connector, its name on the platform, or the name of its workload.
+        #[arg(value_name = "NAME")]
+        connector: String,
+    },
     /// Look after the tokens that were made for XTM One.
     #[command(subcommand)]
     XtmOne(XtmOne),

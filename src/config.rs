@@ -216,6 +216,7 @@ fn policy(process: &ProcessTexts, fields: &mut FieldParser, allow_prune: bool) -
         // A restart that is too old to be part of a reboot loop is forgiven.
         probation: ProbationRule { length_s, after_restart_s: window_s },
         loop_action,
+        release: None,
         prune: PrunePolicy { allow: allow_prune || allowed, max_percent: u8::try_from(percent).unwrap_or(50) },
     }
 }

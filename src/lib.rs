@@ -84,6 +84,7 @@ pub fn run() -> u8 {
     match command.unwrap_or(Command::Run) {
         Command::Run => run_pass(&args, pass::Command::Run),
         Command::Plan { detailed_exitcode } => run_pass(&args, pass::Command::Plan { detailed_exitcode }),
+        Command::Release { connector } => run_pass(&args, pass::Command::Release { connector }),
         Command::Check => run_check(&args),
         Command::XtmOne(XtmOne::Rotate { user, dry_run }) => {
             run_pass(&args, pass::Command::XtmOne(XtmOneCommand::Rotate { user, dry_run }))
@@ -139,6 +140,11 @@ fn run_pass(args: &PassArgs, command: pass::Command) -> u8 {
                 "xtm-reconcile: only OpenCTI's users have keys for XTM One, and OpenCTI is not served",
                 exit::CONFIG,
             );
+        }
+    }
+    if let pass::Command::Release { connector } = &command {
+        for lane in &mut lanes {
+            lane.policy.release = Some(connector.clone());
         }
     }
     let stop = Stop::after(limits.deadline, limits.stop_budget);

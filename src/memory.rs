@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::log_cursor::LogCursor;
-use crate::model::{ConfigHash, ConnectorId, Vitals};
+use crate::model::{ConfigHash, ConnectorId, Phase, Vitals};
 use crate::probation::Failure;
 use crate::restart_window::{self, Assessment, LoopRule, Reading, RestartWindow};
 
@@ -30,10 +30,14 @@ pub struct ConnectorMemory {
     /// The configuration that did not work while an older one does. `None` when there is none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub refused: Option<RefusedStart>,
-    /// Whether the prune guard keeps it although it is not listed any more. It stays until it is listed again or the
-    /// operator allows its removal.
+    /// Whether it was deployed when the prune guard refused removals, and the guard still refuses. Earlier versions set
+    /// it only for those that were not listed then.
+    #[serde(rename = "spared", skip_serializing_if = "std::ops::Not::not", default)]
+    pub guarded: bool,
+    /// Whether it had ended again when the pass that started it looked at it. The platform then shows it as stopped, so
+    /// that only this tells the next start from one that somebody asked for.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
-    pub spared: bool,
+    pub ended: bool,
     /// How far its log was delivered to a platform that appends lines. `None` for a platform that replaces them.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub log: Option<LogCursor>,
@@ -43,7 +47,8 @@ impl ConnectorMemory {
     /// Whether there is nothing to store.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.window.is_none() && self.held.is_none() && self.refused.is_none() && !self.spared && self.log.is_none()
+        let Self { window, held, refused, guarded, ended, log } = self;
+        window.is_none() && held.is_none() && refused.is_none() && !guarded && !ended && log.is_none()
     }
 }
 
@@ -106,7 +111,7 @@ pub struct Registration {
 }
 
 /// Everything that one pass remembers for the next. Empty parts are not stored.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Memory {
     /// `None` when this manager was never registered.
     pub registration: Option<Registration>,
@@ -117,7 +122,23 @@ pub struct Memory {
     pub adopted: BTreeMap<String, ConfigHash>,
     /// What is remembered of the registration with XTM One, which is written apart from the rest.
     pub xtm_one: XtmOneMemory,
+    /// When the last pass looked at the workloads and remembered what it saw. `None` when that is not known. A pass
+    /// that could not look leaves it as it was. Orchestrators keep it with what each pass writes anyway when it gives the
+    /// lock back. Two memories that differ only in it are equal, so that it never causes a write.
+    pub last_pass: Option<Timestamp>,
 }
+
+impl PartialEq for Memory {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { registration, connectors, adopted, xtm_one, last_pass: _ } = self;
+        *registration == other.registration
+            && *connectors == other.connectors
+            && *adopted == other.adopted
+            && *xtm_one == other.xtm_one
+    }
+}
+
+impl Eq for Memory {}
 
 /// What it means for the memory that not all steps of a connector were done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,6 +161,9 @@ pub(crate) struct LastLook {
     pub(crate) generation: String,
     pub(crate) created: Timestamp,
     pub(crate) vitals: Vitals,
+    pub(crate) phase: Phase,
+    /// Whether it has ended although a step was to start it.
+    pub(crate) ended: bool,
 }
 
 /// What a pass has found out so far and the next one has to know. It grows while the pass goes on, and a part that is
@@ -153,6 +177,10 @@ pub(crate) struct Findings {
     pub(crate) adopted: Option<BTreeMap<String, ConfigHash>>,
     /// The engine ids of the workloads that the plan removes.
     pub(crate) gone: BTreeSet<String>,
+    /// When the plan was made, which is when the workloads were looked at.
+    pub(crate) looked_at: Option<Timestamp>,
+    /// The restarts that the plan saw, by connector. They hold even for connectors whose steps are not done.
+    pub(crate) seen: BTreeMap<ConnectorId, RestartWindow>,
     /// The connectors whose steps were not all done, or that were rejected after the plan was made.
     pub(crate) undone: BTreeMap<ConnectorId, Undone>,
     /// The workloads that were looked at after the steps.
@@ -163,7 +191,8 @@ pub(crate) struct Findings {
 
 /// Computes the memory for the next pass, and the judgement on each workload of [`Findings::looks`].
 ///
-/// The order of the three parts matters. First, what the plan wants holds only for connectors whose steps were done.
+/// The order of the three parts matters. First, what the plan wants holds only for connectors whose steps were done. Of
+/// the others only the restarts that were seen are new, because later passes rely on it that this one remembered them.
 /// Second, the last look continues from there, because the counter of a workload that was replaced begins at zero while
 /// its history does not. Third, how far logs were delivered holds whatever became of the steps. The part about XTM One is
 /// not decided here: it stays as it was recalled.
@@ -177,6 +206,12 @@ pub(crate) fn next(
     let mut connectors = findings.planned.clone().unwrap_or_else(|| recalled.connectors.clone());
     for (id, undone) in &findings.undone {
         let mut before = recalled.connectors.get(id).cloned().unwrap_or_default();
+        before.window = findings.seen.get(id).cloned().or(before.window);
+        // The prune guard judges the list, whatever becomes of the steps. A connector whose removal failed must not be
+        // kept by the note of a refusal that is over.
+        if let Some(planned) = &findings.planned {
+            before.guarded = planned.get(id).is_some_and(|connector| connector.guarded);
+        }
         if let Undone::RefusedStart { hash, failure, former_ran } = undone {
             before.refused = Some(RefusedStart::again(before.refused.as_ref(), hash, *failure, *former_ran, now));
         }
@@ -187,8 +222,16 @@ pub(crate) fn next(
         let connector = connectors.entry(id.clone()).or_default();
         let Vitals { restarts: counter, backing_off, .. } = look.vitals;
         let reading = Reading { counter, generation: &look.generation, created: look.created, backing_off };
-        let (window, assessment) = restart_window::observe(connector.window.as_ref(), reading, 0, rule, now);
+        let (window, assessment) =
+            restart_window::observe(connector.window.as_ref(), reading, 0, rule, recalled.last_pass, now);
         connector.window = window;
+        let undone = findings.undone.contains_key(id);
+        connector.ended |= look.ended && !undone;
+        if undone && matches!(look.phase, Phase::Exited | Phase::Stopped | Phase::Ending) {
+            // A stop that failed may have been done all the same, and then the hold that was planned holds.
+            let planned = findings.planned.as_ref().and_then(|planned| planned.get(id));
+            connector.held = planned.and_then(|planned| planned.held.clone()).or(connector.held.take());
+        }
         assessments.insert(id.clone(), assessment);
     }
     for (id, cursor) in &findings.delivered {
@@ -198,7 +241,9 @@ pub(crate) fn next(
     let mut adopted = findings.adopted.clone().unwrap_or_else(|| recalled.adopted.clone());
     adopted.retain(|handle, _| !findings.gone.contains(handle));
     let registration = findings.registration.clone().or_else(|| recalled.registration.clone());
-    (Memory { registration, connectors, adopted, xtm_one: recalled.xtm_one.clone() }, assessments)
+    let xtm_one = recalled.xtm_one.clone();
+    let last_pass = findings.planned.as_ref().and(findings.looked_at).or(recalled.last_pass);
+    (Memory { registration, connectors, adopted, xtm_one, last_pass }, assessments)
 }
 
 #[cfg(test)]
@@ -230,6 +275,7 @@ mod tests {
             connectors: [(id("a"), held("aaaa")), (id("b"), held("bbbb"))].into(),
             adopted: [("h1".to_owned(), hash("1111")), ("h2".to_owned(), hash("2222"))].into(),
             xtm_one: XtmOneMemory { without_named_tokens: Some("7.0.0".to_owned()), ..XtmOneMemory::default() },
+            last_pass: None,
         }
     }
 
@@ -275,12 +321,15 @@ mod tests {
 
     #[test]
     fn restarts_go_on_across_a_replaced_workload_and_are_judged_on_what_the_plan_left() {
-        let window = RestartWindow { total: 9, counter: 9, generation: "old".to_owned(), samples: vec![] };
+        let (generation, samples) = ("old".to_owned(), vec![]);
+        let window = RestartWindow { total: 9, counter: 9, generation, samples, looping: false };
         let planned = ConnectorMemory { window: Some(window), ..ConnectorMemory::default() };
         let look = |restarts| LastLook {
             generation: "new".to_owned(),
             created: noon(),
             vitals: Vitals { restarts, ..Vitals::default() },
+            phase: Phase::Running,
+            ended: false,
         };
         let findings = Findings {
             planned: Some([(id("a"), planned)].into()),
@@ -291,6 +340,58 @@ mod tests {
         assert_eq!(assessments[&id("a")].total, 11);
         assert_eq!(memory.connectors[&id("a")].window.as_ref().unwrap().total, 11);
         assert!(!memory.connectors.contains_key(&id("b")), "never restarted: nothing to write");
+    }
+
+    #[test]
+    fn what_ended_before_it_was_looked_at_is_remembered_unless_its_start_failed() {
+        let (generation, vitals) = ("new".to_owned(), Vitals::default());
+        let look = LastLook { generation, created: noon(), vitals, phase: Phase::Exited, ended: true };
+        let findings = Findings {
+            planned: Some(BTreeMap::new()),
+            looks: [(id("c"), look.clone()), (id("d"), look)].into(),
+            undone: [(id("d"), Undone::AsBefore)].into(),
+            ..Findings::default()
+        };
+        let (memory, _) = next(&recalled(), &findings, RULE, noon());
+        let ended = ConnectorMemory { ended: true, ..ConnectorMemory::default() };
+        assert_eq!(memory.connectors, [(id("c"), ended)].into());
+    }
+
+    /// Later passes take it that this one remembered how many restarts there were, and that it knows of no refusal that
+    /// is over.
+    #[test]
+    fn of_a_connector_whose_steps_failed_the_restarts_that_were_seen_and_the_guards_word_are_new() {
+        let window = |total| RestartWindow {
+            total,
+            counter: total,
+            generation: "h".to_owned(),
+            samples: vec![],
+            looping: false,
+        };
+        let mut before = recalled();
+        let connector = ConnectorMemory { window: Some(window(1)), guarded: true, ..held("aaaa") };
+        before.connectors.insert(id("a"), connector);
+        let findings = Findings {
+            planned: Some(BTreeMap::new()),
+            seen: [(id("a"), window(4))].into(),
+            undone: [(id("a"), Undone::AsBefore)].into(),
+            ..Findings::default()
+        };
+        let (memory, _) = next(&before, &findings, RULE, noon());
+        assert_eq!(memory.connectors[&id("a")], ConnectorMemory { window: Some(window(4)), ..held("aaaa") });
+    }
+
+    #[test]
+    fn the_last_pass_is_the_last_one_whose_plan_is_remembered() {
+        let later: Timestamp = "2026-03-01T12:02:00Z".parse().unwrap();
+        let before = Memory { last_pass: Some(noon()), ..recalled() };
+        let looked = Findings { looked_at: Some(later), ..Findings::default() };
+        let unplanned = next(&before, &looked, RULE, later).0;
+        assert_eq!(unplanned.last_pass, Some(noon()));
+        let planned = Findings { planned: Some(before.connectors.clone()), ..looked };
+        let planned = next(&before, &planned, RULE, later).0;
+        assert_eq!(planned.last_pass, Some(later));
+        assert_eq!(planned, unplanned, "the time alone is no reason to write");
     }
 
     #[test]

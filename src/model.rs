@@ -412,6 +412,9 @@ pub struct Vitals {
     pub started_at: Option<Timestamp>,
     /// The exit code of the last run that ended. `None` when the engine does not say.
     pub exit_code: Option<i64>,
+    /// Whether the engine does not start it again when it ends, although the settings want that. So it is with the
+    /// daemon's containers. What it lacks can be added while it runs.
+    pub unattended: bool,
 }
 
 /// How a workload gets another image or configuration.

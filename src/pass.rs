@@ -44,6 +44,8 @@ pub(crate) enum Command {
         /// Whether the exit code is 2 when the plan has steps.
         detailed_exitcode: bool,
     },
+    /// Does what `Run` does, and starts a connector that is held. `connector` is its id or one of its names.
+    Release { connector: String },
     /// Does one thing about XTM One, and nothing about connectors.
     XtmOne(XtmOneCommand),
 }
@@ -73,6 +75,7 @@ impl Command {
         match self {
             Self::Run => "run",
             Self::Plan { .. } => "plan",
+            Self::Release { .. } => "release",
             Self::XtmOne(XtmOneCommand::Rotate { .. }) => "xtm-one rotate",
             Self::XtmOne(XtmOneCommand::Status) => "xtm-one status",
             Self::XtmOne(XtmOneCommand::Revoke { .. }) => "xtm-one revoke",
@@ -82,6 +85,7 @@ impl Command {
     fn access(&self) -> Access {
         match self {
             Self::Run
+            | Self::Release { .. }
             | Self::XtmOne(XtmOneCommand::Rotate { dry_run: false, .. } | XtmOneCommand::Revoke { dry_run: false }) => {
                 Access::ReadWrite
             }
@@ -131,7 +135,14 @@ pub(crate) async fn pass(
         Box::pin(lane::run(&pass, settings)).instrument(span)
     });
     let lanes = futures_util::future::join_all(running).await;
+    let released = lanes.iter().any(|lane| lane.released);
     let mut report = Report::new(command.name(), &pass.id, pass.manager.id.as_str(), lanes);
+    if let (Command::Release { connector }, false) = (&command, released) {
+        report.exit_code = exit::worst([report.exit_code, exit::CONNECTOR_FAILED]);
+        report.notices.push(format!(
+            "no connector that is held was found under {connector:?}; give its id, its name on the platform, or the name of its workload"
+        ));
+    }
     (report.started_at, report.took_ms) = (started_at, millis(begun.elapsed()));
     tracing::info!(pass = pass.id, exit_code = report.exit_code, ms = report.took_ms, "ends");
     report

@@ -6,7 +6,7 @@ mod keeper;
 mod names;
 mod prune;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -15,7 +15,7 @@ use crate::desired::{Desired, Rejection};
 use crate::memory::Memory;
 use crate::model::{ConfigHash, ConnectorId, Handle, Observed, Workload};
 use crate::probation::{Failure, ProbationRule, Verdict};
-use crate::restart_window::{Assessment, LoopRule};
+use crate::restart_window::{Assessment, LoopRule, RestartWindow};
 
 pub use prune::PruneRefusal;
 
@@ -30,6 +30,8 @@ pub struct Policy {
     pub prune: PrunePolicy,
     /// How long a refreshed workload has to stay up before what it replaced is removed.
     pub probation: ProbationRule,
+    /// The connector that the operator releases if it is held: its id, its title, or the name of its workload.
+    pub release: Option<String>,
 }
 
 /// What to do with a workload in a reboot loop.
@@ -37,7 +39,8 @@ pub struct Policy {
 pub enum LoopAction {
     /// Report it on the platform and in the report.
     Report,
-    /// Also stop it, and hold it until its hash changes or somebody stops and starts it on the platform.
+    /// Also stop it, and hold it until its hash changes, a pass sees that the platform wants it stopped, or the operator
+    /// releases it.
     Stop,
 }
 
@@ -65,6 +68,10 @@ pub struct Plan {
     pub kept: BTreeMap<ConnectorId, Handle>,
     /// What to remember once the plan is carried out.
     pub memory: Memory,
+    /// The restarts so far, by connector, which are to be remembered even when the plan is not carried out.
+    pub seen: BTreeMap<ConnectorId, RestartWindow>,
+    /// The connectors that were held and are released because the operator asked for it.
+    pub released: BTreeSet<ConnectorId>,
 }
 
 /// One decision about one connector.
@@ -170,6 +177,13 @@ pub enum Step {
         /// The workload to stop.
         handle: Handle,
     },
+    /// Give a workload a setting that it lacks while it goes on running.
+    Update {
+        /// The workload to change.
+        handle: Handle,
+        /// What it lacks.
+        reason: UpdateReason,
+    },
     /// Delete a workload.
     Remove {
         /// The workload to delete.
@@ -238,6 +252,14 @@ pub enum StartReason {
     RolledBack,
 }
 
+/// What a workload gets in place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateReason {
+    /// The engine does not start it again when it ends.
+    RestartPolicy,
+}
+
 /// Why a workload is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -288,7 +310,7 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Po
     let groups = keeper::group(observed);
     let kept = keeper::choose(desired, &groups);
     let formers = keeper::formers(desired, &groups, &kept, policy.probation, now);
-    let refusal = prune::judge(desired, &groups, memory, policy.prune);
+    let prune::Verdict { refusal, guarded } = prune::judge(desired, &groups, memory, policy.prune);
     let claims = names::Claims::new(desired, observed);
     let removals = keeper::removals(desired, &groups, &kept, &formers, &claims, refusal.is_some());
     let names = names::Names::new(claims, observed, &removals);
@@ -301,14 +323,10 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Po
         decided.rejected(rejected, kept.get(&rejected.id).copied());
     }
     for (id, workloads) in groups.iter().filter(|(id, _)| !desired.lists(id)) {
-        decided.unlisted(id, workloads, refusal.as_ref());
+        decided.unlisted(id, workloads, refusal.is_some());
     }
-    let (mut rest, assessments, memory) = decided.finish();
-    rest.sort_by(|a, b| a.connector.cmp(&b.connector));
-    let mut entries = removals;
-    entries.append(&mut rest);
-    let kept = kept.into_iter().map(|(id, workload)| (id.clone(), workload.handle.clone())).collect();
-    Plan { entries, refusal, assessments, kept, memory }
+    decided.guarded(guarded);
+    decided.finish(removals, refusal, &kept)
 }
 
 impl Plan {
@@ -339,6 +357,7 @@ impl Step {
             Self::Rename { .. } => "rename",
             Self::Start { .. } => "start",
             Self::Stop { .. } => "stop",
+            Self::Update { .. } => "update",
             Self::Remove { .. } => "remove",
             Self::Hold { .. } => "hold",
         }
@@ -356,6 +375,7 @@ impl Step {
             | Self::Rename { handle, .. }
             | Self::Start { handle, .. }
             | Self::Stop { handle }
+            | Self::Update { handle, .. }
             | Self::Remove { handle, .. }
             | Self::Hold { handle, .. } => Some(handle),
         }
@@ -385,6 +405,16 @@ impl Step {
             | Self::RollBack { failed: handle, .. }
             | Self::Remove { handle, .. } => Some(handle),
             _ => None,
+        }
+    }
+
+    /// Whether the workload is to run once the step is done, and may not have run before.
+    #[must_use]
+    pub(crate) fn starts(&self) -> bool {
+        match self {
+            Self::Deploy { .. } | Self::Start { .. } => true,
+            Self::Refresh { start, .. } | Self::Recreate { start, .. } => *start,
+            _ => false,
         }
     }
 

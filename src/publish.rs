@@ -205,7 +205,7 @@ pub fn health_alone(observed: &Observed, memory: &Memory, rule: LoopRule, now: T
         let generation = vitals.generation.as_deref().unwrap_or(&workload.handle.0);
         let (counter, backing_off) = (vitals.restarts, vitals.backing_off);
         let reading = Reading { counter, generation, created: workload.created, backing_off };
-        let (_, assessment) = restart_window::observe(known, reading, 0, rule, now);
+        let (_, assessment) = restart_window::observe(known, reading, 0, rule, memory.last_pass, now);
         let started_at = vitals.started_at.unwrap_or(now);
         let health = Some(Health { restarts: assessment.total, started_at, looping: assessment.looping });
         let connector = workload.connector.clone();

@@ -66,6 +66,9 @@ pub(crate) struct LaneReport {
     /// What an operator should know although it is no fault.
     pub(crate) notices: Vec<String>,
     pub(crate) exit_code: u8,
+    /// Whether a connector that was held was released, as the operator asked.
+    #[serde(skip)]
+    pub(crate) released: bool,
     #[serde(skip)]
     codes: Vec<u8>,
 }
@@ -234,6 +237,7 @@ impl LaneReport {
             errors: vec![],
             notices: vec![],
             exit_code: exit::OK,
+            released: false,
             codes: vec![],
         }
     }
@@ -296,6 +300,7 @@ impl LaneReport {
     /// Adds the decisions of the plan with their results.
     pub fn plan(&mut self, input: PlanReport<'_>) {
         let PlanReport { plan, rejected, outcomes, assessments, troubles, probation } = input;
+        self.released = !plan.released.is_empty();
         if let Some(refusal) = &plan.refusal {
             self.codes.push(exit::GUARD);
             self.prune_refused = Some(refusal.clone());

@@ -1,6 +1,6 @@
 //! Finds the refreshed workloads that failed within a few seconds, so that they are rolled back in the same pass. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -65,8 +65,16 @@ pub(crate) fn roll_backs(
         entries.push(Entry { decision: Decision::Step(step), ..(*entry).clone() });
         places.push(*place);
     }
-    let (assessments, kept) = (BTreeMap::new(), BTreeMap::new());
-    (Plan { entries, refusal: None, assessments, kept, memory: Memory::default() }, places)
+    let plan = Plan {
+        entries,
+        refusal: None,
+        assessments: BTreeMap::new(),
+        kept: BTreeMap::new(),
+        memory: Memory::default(),
+        seen: BTreeMap::new(),
+        released: BTreeSet::new(),
+    };
+    (plan, places)
 }
 
 /// Puts the results of the roll-backs in place of those of the refreshes that failed.

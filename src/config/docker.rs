@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::Notice;
 use super::lane::LaneInput;
 use super::parse::FieldParser;
 use crate::orchestrator::docker::{DockerSettings, Endpoint, TlsFiles};
@@ -81,7 +82,14 @@ fn restart_policy(lane: &LaneInput<'_>, fields: &mut FieldParser) -> RestartPoli
     let text = lane.texts.daemon__docker__restart_policy.as_deref().unwrap_or_default().trim();
     let policy = match text {
         "no" => Some(RestartPolicy::No),
-        "always" => Some(RestartPolicy::Always),
+        "always" => {
+            let message = format!(
+                "{}=always counts as unless-stopped: with always, the engine would start a container that a pass has stopped when the engine itself restarts, so that two of one connector could run",
+                lane.name(GROUP, "RESTART_POLICY")
+            );
+            fields.notices.push(Notice::info(message));
+            Some(RestartPolicy::UnlessStopped)
+        }
         "unless-stopped" => Some(RestartPolicy::UnlessStopped),
         "on-failure" => Some(RestartPolicy::OnFailure(0)),
         other => other

@@ -109,7 +109,7 @@ variables! {
     manager__allow_prune: Plain = "false", "`true` removes whatever is not listed, whatever the share; the same as `--allow-prune`.";
     manager__reboot_loop__window: Plain = "300", "Seconds over which restarts are judged.";
     manager__reboot_loop__limit: Plain = "3", "More restarts than this within the window are a reboot loop.";
-    manager__reboot_loop__action: Plain = "report", "`report`, or `stop`: stop the connector and hold it until its configuration changes or it is stopped and started again.";
+    manager__reboot_loop__action: Plain = "report", "`report`, or `stop`: stop the connector and hold it until its configuration changes, it is released (`release NAME`), or a pass has seen it stopped on the platform and it is started again.";
     manager__logs_tail: Plain = "100", "Last lines of each connector's log that are pushed to the platform, 0 to 10000; 0 pushes none.";
     manager__logger__level: Plain = "info", "`trace`, `debug`, `info`, `warn` or `error`. `RUST_LOG` wins.";
     manager__logger__format: Plain, "`json` or `pretty`. Default: `pretty` on a terminal, `json` elsewhere.";
@@ -182,7 +182,7 @@ variables! {
     daemon__registry__password: Secret, "Password of that user.";
     daemon__registry__email: Plain, "E-mail address of that user, where a registry asks for one.";
     daemon__docker__image_pull_policy: Plain, "`Always`, `IfNotPresent` or `Never`. Default: `Always` for the tags `latest` and `rolling` and for none, `IfNotPresent` otherwise.";
-    daemon__docker__restart_policy: Plain = "unless-stopped", "`no`, `always`, `unless-stopped`, `on-failure` or `on-failure:N`. With `no` a reboot loop shows only from one pass to the next. Like all settings of the containers it reaches those that exist at their next refresh.";
+    daemon__docker__restart_policy: Plain = "unless-stopped", "`no`, `unless-stopped`, `on-failure` or `on-failure:N`; `always` counts as `unless-stopped`. With `no` a reboot loop shows only from one pass to the next. A container that runs without a policy gets it in place; one that has another keeps that until its next refresh.";
     daemon__docker__memory_limit: Plain, "Memory limit of each connector: bytes, or with `k`, `m`, `g`.";
     daemon__docker__cpu_limit: Plain, "CPU limit of each connector in cores, such as `0.5`.";
     daemon__docker__network_mode: Plain, "Network of the containers. Default: the engine's.";

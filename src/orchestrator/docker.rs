@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bollard::Docker as Engine;
 use bollard::errors::Error as EngineError;
+use bollard::models::ContainerUpdateBody;
 use bollard::query_parameters::{
     RemoveContainerOptionsBuilder, RenameContainerOptionsBuilder, StartContainerOptions, StopContainerOptions,
 };
@@ -27,10 +28,10 @@ use crate::orchestrator::{
     LogRead, LogRequest, Look, Observation, Orchestrator, OrchestratorError, Owner, Permission, Recalled, StepContext,
     StepError,
 };
-use crate::plan::{StartReason, Step};
+use crate::plan::{StartReason, Step, UpdateReason};
 use crate::progress::Progress;
 use crate::render::docker::ContainerDefaults;
-use crate::render::{PullPolicy, Registry};
+use crate::render::{self, PullPolicy, Registry};
 use crate::secret::Secret;
 use crate::stop::{Cause, Stop};
 use images::Images;
@@ -291,6 +292,13 @@ impl Orchestrator for Docker {
             Step::Start { handle, reason } => self.begin(handle, *reason).await.map(|()| Some(handle.clone())),
             Step::Stop { handle } | Step::Hold { handle, .. } => {
                 self.stop(&handle.0).await.map_err(part("cannot be stopped"))?;
+                Ok(Some(handle.clone()))
+            }
+            Step::Update { handle, reason: UpdateReason::RestartPolicy } => {
+                let restart_policy = Some(render::docker::restart_policy(self.settings.container.restart_policy));
+                let body = ContainerUpdateBody { restart_policy, ..Default::default() };
+                let updated = self.engine.update_container(&handle.0, body).await;
+                updated.map_err(part("cannot get the restart policy"))?;
                 Ok(Some(handle.clone()))
             }
             Step::Remove { handle, .. } => {

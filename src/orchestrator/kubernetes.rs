@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -50,6 +51,8 @@ const ANNOTATION_APPLIED: &str = "xtm-reconcile/applied";
 const ANNOTATION_REGISTRATION: &str = "xtm-reconcile/registration";
 /// The annotation of the Lease with what is remembered of the registration with XTM One.
 const ANNOTATION_XTM_ONE: &str = "xtm-reconcile/xtm-one";
+/// The annotation of the Lease with the time at which the last pass looked. It is written with what gives the Lease back.
+const ANNOTATION_LAST_PASS: &str = "xtm-reconcile/last-pass";
 /// Longest wait for the API server's first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait for credentials from a plugin.
@@ -143,6 +146,8 @@ pub(crate) struct Kubernetes {
     stop: Stop,
     known: Mutex<BTreeMap<Handle, Known>>,
     lease: Mutex<Option<(Lease, Arc<Record>)>>,
+    /// When the workloads were looked at of which the stored memory tells. `None` until this pass has stored it.
+    last_pass: Mutex<Option<Timestamp>>,
     pull_secret_applied: OnceCell<()>,
 }
 
@@ -196,6 +201,7 @@ impl Kubernetes {
             stop: stop.clone(),
             known: Mutex::default(),
             lease: Mutex::default(),
+            last_pass: Mutex::default(),
             pull_secret_applied: OnceCell::new(),
         })
     }
@@ -206,6 +212,10 @@ impl Kubernetes {
 
     fn lease(&self) -> MutexGuard<'_, Option<(Lease, Arc<Record>)>> {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last_pass(&self) -> MutexGuard<'_, Option<Timestamp>> {
+        self.last_pass.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Name and uid of the Lease that is held. It owns the objects that belong to no single connector.
@@ -310,6 +320,7 @@ impl Orchestrator for Kubernetes {
             // The planner keeps no former Deployment.
             Step::RollBack { .. } => Err(StepError::Internal("a Deployment cannot be rolled back".to_owned())),
             Step::Rename { .. } => Err(StepError::Internal("a Deployment cannot be renamed".to_owned())),
+            Step::Update { .. } => Err(StepError::Internal("a Deployment lacks no setting".to_owned())),
             Step::Start { handle, .. } => {
                 self.scale(handle, 1).await?;
                 Ok(Some(handle.clone()))
@@ -377,7 +388,9 @@ impl Orchestrator for Kubernetes {
             Ok(())
         });
         let written = futures_util::stream::iter(writes).buffer_unordered(self.concurrency).collect::<Vec<_>>().await;
-        written.into_iter().collect()
+        written.into_iter().collect::<Result<(), OrchestratorError>>()?;
+        *self.last_pass() = memory.last_pass;
+        Ok(())
     }
 
     /// Applies the one key, so that keys of others stay. Nothing owns the Secret, so that it outlives the manager.

@@ -87,6 +87,8 @@ struct Lane<'a> {
 struct Look {
     desired: Arc<Desired>,
     plan: Arc<Plan>,
+    /// When the plan was made.
+    at: Timestamp,
     prepared: Prepared,
 }
 
@@ -265,6 +267,8 @@ impl Lane<'_> {
         let gone = look.plan.steps().filter_map(|(_, step)| step.removes());
         known.findings.gone = gone.map(|handle| handle.0.clone()).collect();
         known.findings.planned = Some(look.plan.memory.connectors.clone());
+        known.findings.looked_at = Some(look.at);
+        known.findings.seen = look.plan.seen.clone();
         known.findings.adopted = Some(observation.adopted.clone());
         self.before_apply(store, &look.plan, &observation, known).await?;
         let concurrency = self.pass.concurrency;
@@ -276,7 +280,7 @@ impl Lane<'_> {
 
         let begun = Instant::now();
         known.findings.undone = after_apply::undone(&look.plan, &outcomes, &look.prepared.rejected);
-        known.findings.looks = after.last_looks();
+        known.findings.looks = after.last_looks(&look.plan);
         let (memory, judged) = self.next_memory(known);
         let assessments: BTreeMap<_, _> = look.plan.assessments.clone().into_iter().chain(judged).collect();
         self.report_plan(&look, &outcomes, &assessments, &after, &probation);
@@ -293,8 +297,12 @@ impl Lane<'_> {
     }
 
     async fn recall<O: Orchestrator>(&mut self, orchestrator: &O) -> Result<Recalled, End> {
-        let recalled = self.until_stopped(orchestrator.recall()).await??;
+        let mut recalled = self.until_stopped(orchestrator.recall()).await??;
         self.notice(&recalled.notices);
+        if !recalled.notices.is_empty() {
+            // What the last pass saw is lost in part, so it does not help to know when that was.
+            recalled.memory.last_pass = None;
+        }
         Ok(recalled)
     }
 
@@ -323,17 +331,20 @@ impl Lane<'_> {
         self.report.orchestrator.workloads = Some(observation.observed.workloads.len());
         self.notice(&observation.notices);
         recalled.connectors.extend(observation.remembered.clone());
+        if !observation.notices.is_empty() {
+            recalled.last_pass = None;
+        }
         self.stage("observe", begun);
 
         let begun = Instant::now();
-        let policy = &self.settings.policy;
-        let plan = Arc::new(plan::plan(&desired, &observation.observed, recalled, policy, Timestamp::now()));
+        let (policy, at) = (&self.settings.policy, Timestamp::now());
+        let plan = Arc::new(plan::plan(&desired, &observation.observed, recalled, policy, at));
         self.stage("plan", begun);
 
         let begun = Instant::now();
         let prepared = self.prepare(&plan, &desired).await?;
         self.stage("prepare", begun);
-        Ok((Look { desired, plan, prepared }, observation))
+        Ok((Look { desired, plan, at, prepared }, observation))
     }
 
     async fn prepare(&self, plan: &Arc<Plan>, desired: &Arc<Desired>) -> Result<Prepared, End> {

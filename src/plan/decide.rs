@@ -1,6 +1,6 @@
 //! Decides about each connector, one at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -9,10 +9,11 @@ use crate::memory::{ConnectorMemory, Memory, RefusedStart};
 use crate::model::{Change, Connector, ConnectorId, CurrentStatus, Phase, Requested, Workload, former_name};
 use crate::plan::names::Names;
 use crate::plan::{
-    Decision, Entry, Former, LoopAction, Obstacle, Policy, PruneRefusal, RefreshReason, Skip, StartReason, Step,
+    Decision, Entry, Former, Kept, LoopAction, Obstacle, Plan, Policy, PruneRefusal, RefreshReason, Skip, StartReason,
+    Step, UpdateReason,
 };
 use crate::probation::{Failure, Verdict};
-use crate::restart_window::{self, Assessment, Reading};
+use crate::restart_window::{self, Assessment, Reading, RestartWindow};
 
 /// After a roll-back that failed, the next pass starts what worked before another attempt is made, if it comes within this
 /// time, in seconds. Later the attempt comes first: what does not start either must not keep it away for ever.
@@ -26,11 +27,16 @@ pub(super) struct Decided<'a> {
     entries: Vec<Entry>,
     assessments: BTreeMap<ConnectorId, Assessment>,
     connectors: BTreeMap<ConnectorId, ConnectorMemory>,
+    /// The restarts that were seen, without those that the plan itself will make.
+    seen: BTreeMap<ConnectorId, RestartWindow>,
+    /// The connectors that were held until the operator's word.
+    released: BTreeSet<ConnectorId>,
 }
 
 impl<'a> Decided<'a> {
     pub(super) fn new(before: &'a Memory, policy: &'a Policy, now: Timestamp) -> Self {
-        Self { policy, now, before, entries: vec![], assessments: BTreeMap::new(), connectors: BTreeMap::new() }
+        let (assessments, connectors, seen) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { policy, now, before, entries: vec![], assessments, connectors, seen, released: BTreeSet::new() }
     }
 
     /// Decides about a listed connector that can be used. `former` is what its workload replaced, and what probation has
@@ -60,7 +66,7 @@ impl<'a> Decided<'a> {
             return self.wait_with_former(connector, workload, refused, final_name);
         }
         let refresh_reason = refresh_reason(connector, workload);
-        let ended = has_ended(connector, workload) && !held && refresh_reason.is_none();
+        let ended = !held && refresh_reason.is_none() && self.has_ended(connector, workload);
         let assessment = self.remember(&connector.id, Some(workload), u64::from(ended));
         self.keep_or_release(connector, workload, held);
         if let Some(reason) = refresh_reason {
@@ -80,10 +86,11 @@ impl<'a> Decided<'a> {
                 Step::Rename { handle: workload.handle.clone(), from: workload.name.clone(), to: final_name.clone() };
             self.push(&connector.id, &connector.title, Decision::Step(rename));
         }
-        let hold = assessment.filter(|a| a.looping && self.policy.loop_action == LoopAction::Stop);
+        let holds = self.policy.loop_action == LoopAction::Stop && !self.released.contains(&connector.id);
+        let hold = assessment.filter(|assessment| assessment.looping && holds);
         let decision = match connector.requested {
             Requested::Run if held => Decision::Skip(Skip::Held),
-            Requested::Run => match (self.keep_running(connector, workload, hold, &final_name), former) {
+            Requested::Run => match (self.keep_running(connector, workload, hold, ended, &final_name), former) {
                 (Decision::Skip(Skip::Running), Some((_, Verdict::Until(until)))) => {
                     Decision::Skip(Skip::OnProbation { until })
                 }
@@ -91,7 +98,15 @@ impl<'a> Decided<'a> {
             },
             Requested::Stop => stop(workload),
         };
+        let runs = matches!(
+            decision,
+            Decision::Skip(Skip::Running | Skip::NameBusy { .. }) | Decision::Step(Step::Start { .. })
+        );
         self.push(&connector.id, &connector.title, decision);
+        if runs && workload.vitals.as_ref().is_some_and(|vitals| vitals.unattended) {
+            let update = Step::Update { handle: workload.handle.clone(), reason: UpdateReason::RestartPolicy };
+            self.push(&connector.id, &connector.title, Decision::Step(update));
+        }
     }
 
     /// Goes back to what worked. The restarts of the failed workload do not count, because its configuration goes with
@@ -163,7 +178,7 @@ impl<'a> Decided<'a> {
         }
         let worked = match old.phase {
             Phase::Running | Phase::Paused => true,
-            Phase::Created | Phase::Exited => old.is_former() || has_ended(connector, old),
+            Phase::Created | Phase::Exited => old.is_former() || self.has_ended(connector, old),
             _ => false,
         };
         let name = if old.is_former() { old.name.clone() } else { former_name(&connector.name, &old.handle) };
@@ -177,35 +192,47 @@ impl<'a> Decided<'a> {
             let memory = self.connectors.entry(rejected.id.clone()).or_default();
             memory.held.clone_from(&before.held);
             memory.refused.clone_from(&before.refused);
+            memory.ended = before.ended;
         }
         self.push(&rejected.id, &rejected.title, Decision::Reject(rejected.reason.clone()));
     }
 
     /// Decides about the workloads that stay of a connector that is not listed any more. Its removals are entries
     /// already.
-    pub(super) fn unlisted(&mut self, id: &ConnectorId, workloads: &[&Workload], refusal: Option<&PruneRefusal>) {
+    pub(super) fn unlisted(&mut self, id: &ConnectorId, workloads: &[&Workload], refused: bool) {
         let mut stays = false;
         for workload in workloads {
             let skip = match workload.platform {
                 None => Skip::UnknownPlatform,
-                Some(_) if refusal.is_some() => Skip::PruneRefused,
+                Some(_) if refused => Skip::PruneRefused,
                 Some(_) => continue,
             };
             stays = true;
             self.push(id, &workload.name, Decision::Skip(skip));
         }
         if stays {
-            let mut memory = self.before.connectors.get(id).cloned().unwrap_or_default();
-            memory.spared |= refusal.is_some_and(PruneRefusal::is_lasting);
-            self.connectors.insert(id.clone(), memory);
+            let before = self.before.connectors.get(id).cloned().unwrap_or_default();
+            self.connectors.insert(id.clone(), ConnectorMemory { guarded: false, ..before });
         }
     }
 
-    /// Returns the decisions, the judgements and the next memory.
-    pub(super) fn finish(self) -> (Vec<Entry>, BTreeMap<ConnectorId, Assessment>, Memory) {
-        let connectors = self.connectors.into_iter().filter(|(_, memory)| !memory.is_empty()).collect();
-        let memory = Memory { connectors, ..self.before.clone() };
-        (self.entries, self.assessments, memory)
+    /// Remembers the connectors by which the prune guard judges the next list.
+    pub(super) fn guarded(&mut self, guarded: BTreeSet<&ConnectorId>) {
+        for id in guarded {
+            self.connectors.entry(id.clone()).or_default().guarded = true;
+        }
+    }
+
+    /// Returns the plan that consists of these decisions, after `removals`.
+    pub(super) fn finish(self, removals: Vec<Entry>, refusal: Option<PruneRefusal>, kept: &Kept<'_>) -> Plan {
+        let Self { before, entries: mut rest, assessments, connectors, seen, released, .. } = self;
+        rest.sort_by(|a, b| a.connector.cmp(&b.connector));
+        let mut entries = removals;
+        entries.append(&mut rest);
+        let connectors = connectors.into_iter().filter(|(_, memory)| !memory.is_empty()).collect();
+        let memory = Memory { connectors, ..before.clone() };
+        let kept = kept.iter().map(|(id, workload)| ((*id).clone(), workload.handle.clone())).collect();
+        Plan { entries, refusal, assessments, kept, memory, seen, released }
     }
 
     fn push(&mut self, id: &ConnectorId, title: &str, decision: Decision) {
@@ -219,6 +246,20 @@ impl<'a> Decided<'a> {
             && held == Some(&connector.hash)
             && workload.hash.as_ref() == held
             && !workload.phase.is_up()
+            && !self.is_released(connector)
+    }
+
+    /// Whether the operator releases this connector.
+    fn is_released(&self, connector: &Connector) -> bool {
+        let name = self.policy.release.as_deref();
+        [connector.id.as_str(), &connector.title, connector.name.as_str()].map(Some).contains(&name)
+    }
+
+    /// Whether it ended by itself, as far as the platform or the pass that started it knows.
+    fn has_ended(&self, connector: &Connector, workload: &Workload) -> bool {
+        let at_once = self.before.connectors.get(&connector.id).is_some_and(|memory| memory.ended);
+        has_ended(connector, workload)
+            || (at_once && connector.requested == Requested::Run && workload.phase == Phase::Exited)
     }
 
     /// What is remembered of earlier attempts with the configuration that the workload lacks. `None` when there were
@@ -247,9 +288,13 @@ impl<'a> Decided<'a> {
         let was_held = self.before.connectors.get(&connector.id).is_some_and(|memory| memory.held.is_some());
         let changed = workload.hash.as_ref() != Some(&connector.hash);
         let stopped = connector.requested == Requested::Stop && (was_held || must_stop(workload));
+        let released = was_held && self.is_released(connector);
+        if released {
+            self.released.insert(connector.id.clone());
+        }
         if held {
             self.connectors.entry(connector.id.clone()).or_default().held = Some(connector.hash.clone());
-        } else if let (true, Some(memory)) = (changed || stopped, self.connectors.get_mut(&connector.id))
+        } else if let (true, Some(memory)) = (changed || stopped || released, self.connectors.get_mut(&connector.id))
             && let Some(window) = &mut memory.window
         {
             window.start_anew();
@@ -273,8 +318,10 @@ impl<'a> Decided<'a> {
         });
         let (window, assessment) = match reading {
             Some(reading) => {
-                let (window, assessment) =
-                    restart_window::observe(known, reading, extra, self.policy.loop_rule, self.now);
+                let (rule, last_pass) = (self.policy.loop_rule, self.before.last_pass);
+                let observe = |extra| restart_window::observe(known, reading, extra, rule, last_pass, self.now);
+                self.seen.extend(observe(0).0.map(|window| (id.clone(), window)));
+                let (window, assessment) = observe(extra);
                 (window, Some(assessment))
             }
             None => (known.cloned(), None),
@@ -297,6 +344,7 @@ impl<'a> Decided<'a> {
         connector: &Connector,
         workload: &Workload,
         hold: Option<Assessment>,
+        ended: bool,
         final_name: &str,
     ) -> Decision {
         if let Some(assessment) = hold {
@@ -313,7 +361,7 @@ impl<'a> Decided<'a> {
             Phase::Pending | Phase::Ending => return Decision::Skip(Skip::Pending),
             Phase::Paused => StartReason::Paused,
             Phase::Multiplied => StartReason::Multiplied,
-            _ if has_ended(connector, workload) => StartReason::Ended,
+            _ if ended => StartReason::Ended,
             _ => StartReason::Requested,
         };
         Decision::Step(Step::Start { handle: workload.handle.clone(), reason })

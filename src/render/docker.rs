@@ -11,8 +11,6 @@ use crate::render::Spec;
 pub enum RestartPolicy {
     /// It is not started again.
     No,
-    /// It is started again, also after the engine itself has restarted.
-    Always,
     /// It is started again unless somebody stopped it.
     UnlessStopped,
     /// It is started again after a failure, at most this often; 0 means without limit.
@@ -103,10 +101,10 @@ fn host_config(defaults: &ContainerDefaults) -> HostConfig {
     }
 }
 
-fn restart_policy(policy: RestartPolicy) -> bollard::models::RestartPolicy {
+/// The policy as the engine wants it.
+pub(crate) fn restart_policy(policy: RestartPolicy) -> bollard::models::RestartPolicy {
     let (name, count) = match policy {
         RestartPolicy::No => (RestartPolicyNameEnum::NO, None),
-        RestartPolicy::Always => (RestartPolicyNameEnum::ALWAYS, None),
         RestartPolicy::UnlessStopped => (RestartPolicyNameEnum::UNLESS_STOPPED, None),
         RestartPolicy::OnFailure(count) => (RestartPolicyNameEnum::ON_FAILURE, Some(count)),
     };

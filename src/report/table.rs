@@ -1,8 +1,8 @@
 //! Renders the report for people: what changed or is wrong, then a line that sums up.
 
 use super::{Counts, LaneReport, Line, LineResult, Report, TroubleReport, xtm_one};
-use crate::model::PlatformKind;
-use crate::plan::{Decision, Obstacle, RefreshReason, RemoveReason, Skip, StartReason, Step};
+use crate::model::{ConnectorId, PlatformKind};
+use crate::plan::{Decision, Obstacle, RefreshReason, RemoveReason, Skip, StartReason, Step, UpdateReason};
 
 /// The widest that any column but the last can be, in characters.
 const WIDTH_MAX: usize = 40;
@@ -87,7 +87,7 @@ fn row(lane: PlatformKind, line: &Line) -> [String; 5] {
         Decision::Step(step) => detail.push(step_detail(step)),
         // The troubles below say more than that it runs.
         Decision::Skip(Skip::Running) if !line.troubles.is_empty() => {}
-        Decision::Skip(skip) => detail.push(skip_detail(skip)),
+        Decision::Skip(skip) => detail.push(skip_detail(skip, &line.entry.connector)),
         Decision::Reject(_) => {}
     }
     if let Some(until) = line.on_probation_until {
@@ -141,6 +141,9 @@ fn step_detail(step: &Step) -> String {
             "it was scaled to several instances; only one may run".to_owned()
         }
         Step::Start { reason: StartReason::Requested, .. } | Step::Stop { .. } => "requested".to_owned(),
+        Step::Update { reason: UpdateReason::RestartPolicy, .. } => {
+            "the engine starts it again from now on when it ends; it went on running".to_owned()
+        }
         Step::Remove { name, reason, .. } => match reason {
             RemoveReason::NotListed => "not on the platform any more".to_owned(),
             RemoveReason::Duplicate => format!("{name}: another workload of this connector stays"),
@@ -148,7 +151,7 @@ fn step_detail(step: &Step) -> String {
             RemoveReason::Incomplete => format!("{name}: an earlier pass was cut off while making it"),
         },
         Step::Hold { restarts, .. } => {
-            format!("reboot loop, {restarts} restarts: stopped until its configuration changes")
+            format!("reboot loop, {restarts} restarts: stopped until its configuration changes or it is released")
         }
     }
 }
@@ -162,7 +165,7 @@ fn refresh_reason(reason: &RefreshReason) -> String {
     }
 }
 
-fn skip_detail(skip: &Skip) -> String {
+fn skip_detail(skip: &Skip, connector: &ConnectorId) -> String {
     match skip {
         // The time until when is told as for a refresh.
         Skip::OnProbation { .. } => String::new(),
@@ -170,9 +173,9 @@ fn skip_detail(skip: &Skip) -> String {
         Skip::Pending => "told to run, and not running yet".to_owned(),
         Skip::Stopped => "stopped, as requested".to_owned(),
         Skip::NotStarted => "not started yet".to_owned(),
-        Skip::Held => {
-            "held for a reboot loop: change its configuration, or stop and start it on the platform".to_owned()
-        }
+        Skip::Held => format!(
+            "held for a reboot loop: change its configuration, or run `xtm-reconcile release {connector}`, or stop it on the platform and start it after the next pass"
+        ),
         Skip::NameBusy { name } => format!("waits for the name {name}"),
         Skip::PruneRefused => "not on the platform any more; kept by the prune guard".to_owned(),
         Skip::UnknownPlatform => "made by an older manager for a platform that is not known; left alone".to_owned(),

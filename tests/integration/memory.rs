@@ -6,7 +6,7 @@ use xtm_reconcile::exit;
 
 use crate::moves::{SOON, line, set};
 use crate::scene::Scene;
-use crate::support::{ApiTap, Container, Engine, NewContainer};
+use crate::support::{ApiTap, Container, Engine, Fault, NewContainer};
 
 /// Restarts beyond this within the window are a loop; the window is long, so that a slow machine makes no difference.
 const LOOP: [(&str, &str); 2] = [("MANAGER__REBOOT_LOOP__LIMIT", "2"), ("MANAGER__REBOOT_LOOP__WINDOW", "600")];
@@ -216,11 +216,15 @@ fn a_reboot_loop_is_told_with_all_restarts_and_a_healthy_connector_is_not_in_one
 }
 
 #[test]
-fn a_connector_in_a_reboot_loop_is_held_when_told_to_until_it_changes_or_is_stopped_and_started() {
+fn a_connector_in_a_reboot_loop_is_held_when_told_to_until_it_changes_is_stopped_and_started_or_is_released() {
     let scene = Scene::new("hold");
     scene.connector_with("a", crashing);
     pass(&scene, &LOOP_STOP);
-    for release in ["a new configuration", "a stop and a start"] {
+    let release_by_hand = |name: &str| {
+        let program = set(scene.program().args(["release", name, "--output", "json"]), &LOOP_STOP);
+        program.run()
+    };
+    for release in ["a new configuration", "a stop and a start", "the operator's word"] {
         restarted(&scene, 4);
         let report = pass(&scene, &LOOP_STOP);
         assert_eq!(line(&report, "id-a")["step"]["do"], "hold", "{release}: {report:#}");
@@ -234,12 +238,22 @@ fn a_connector_in_a_reboot_loop_is_held_when_told_to_until_it_changes_or_is_stop
         scene.pass_is_quiet_with(&LOOP_STOP);
         assert_eq!((scene.only().id, scene.only().state.as_str()), (held.id, "exited"), "{release}");
 
-        if release == "a new configuration" {
-            scene.edit("id-a", |connector| "xtm-fixture/connector:2".clone_into(&mut connector.image));
-        } else {
-            scene.edit("id-a", |connector| "stopping".clone_into(&mut connector.requested_status));
-            pass(&scene, &LOOP_STOP);
-            scene.edit("id-a", |connector| "starting".clone_into(&mut connector.requested_status));
+        match release {
+            "a new configuration" => {
+                scene.edit("id-a", |connector| "xtm-fixture/connector:2".clone_into(&mut connector.image));
+            }
+            "a stop and a start" => {
+                scene.edit("id-a", |connector| "stopping".clone_into(&mut connector.requested_status));
+                pass(&scene, &LOOP_STOP);
+                scene.edit("id-a", |connector| "starting".clone_into(&mut connector.requested_status));
+            }
+            _ => {
+                let other = release_by_hand("somebody").expect_code(exit::CONNECTOR_FAILED.into());
+                assert!(other.json()["notices"].to_string().contains("somebody"), "it says that there is none");
+                assert_eq!(scene.only().state, "exited");
+                let report = release_by_hand("id-a").expect_code(exit::OK.into()).lane();
+                assert_eq!(line(&report, "id-a")["step"]["do"], "start", "{report:#}");
+            }
         }
         pass(&scene, &LOOP_STOP);
         // It runs again, and is not held for the restarts before.
@@ -248,20 +262,47 @@ fn a_connector_in_a_reboot_loop_is_held_when_told_to_until_it_changes_or_is_stop
 }
 
 #[test]
-fn without_a_restart_policy_each_pass_starts_what_ended_and_counts_that() {
-    let scene = Scene::new("policy-no");
-    // Late enough to be told as started.
-    scene.connector_with("a", |connector| connector.setting("STANDIN_CRASH_AFTER_MS", "2000"));
-    let settings = [LOOP[0], LOOP[1], ("OPENCTI__DAEMON__DOCKER__RESTART_POLICY", "no")];
-    pass(&scene, &settings);
-    let id = scene.only().id;
-    for count in 1..=3_u64 {
-        scene.engine.wait_for("its end", SOON, |engine| engine.container(&id).filter(|c| c.state == "exited"));
-        let report = pass(&scene, &settings);
+fn a_hold_counts_when_the_connector_is_down_and_not_when_the_stop_failed() {
+    for (fault, is_down) in [(Fault::Status(500), false), (Fault::StatusAfter(500), true)] {
+        let scene = Scene::new("hold-fails");
+        scene.connector_with("a", crashing);
+        pass(&scene, &LOOP_STOP);
+        restarted(&scene, 4);
+        let tap = ApiTap::new(scene.engine);
+        tap.inject("POST /containers/*/stop", 1, fault);
+        let program = set(scene.tapped(&tap), &LOOP_STOP);
+        let report = program.run().expect_code(exit::CONNECTOR_FAILED.into()).lane();
+        assert_eq!(line(&report, "id-a")["result"], "failed", "{report:#}");
+        let record = scene.records().remove(0);
+        let noted = record.labels["xtm-reconcile.connector.id-a"].contains("held");
+        assert_eq!((noted, scene.only().state == "exited"), (is_down, is_down), "{fault:?}");
+
+        let report = pass(&scene, &LOOP_STOP);
         let told = line(&report, "id-a");
-        assert_eq!(told["step"]["reason"], "ended", "{report:#}");
-        assert_eq!(told["restarts"].as_u64(), Some(count), "{report:#}");
+        let held = if is_down { &told["skip"]["kind"] == "held" } else { &told["step"]["do"] == "hold" };
+        assert!(held, "{fault:?}: {report:#}");
+        assert_eq!(scene.only().state, "exited", "{fault:?}");
     }
-    scene.engine.wait_for("its end", SOON, |e| e.container(&id).filter(|c| c.state == "exited"));
-    assert_eq!(line(&pass(&scene, &settings), "id-a")["reboot_loop"], true);
+}
+
+#[test]
+fn without_a_restart_policy_each_pass_starts_what_ended_and_counts_that() {
+    let settings = [LOOP[0], LOOP[1], ("OPENCTI__DAEMON__DOCKER__RESTART_POLICY", "no")];
+    // One ends late enough to be told as started, the other before the pass that started it can look at it.
+    for life_ms in ["2000", "1"] {
+        let scene = Scene::new("policy-no");
+        scene.connector_with("a", |connector| connector.setting("STANDIN_CRASH_AFTER_MS", life_ms));
+        pass(&scene, &settings);
+        let id = scene.only().id;
+        let end = || scene.engine.wait_for("its end", SOON, |e| e.container(&id).filter(|c| c.state == "exited"));
+        for count in 1..=3_u64 {
+            end();
+            let report = pass(&scene, &settings);
+            let told = line(&report, "id-a");
+            assert_eq!(told["step"]["reason"], "ended", "after {life_ms} ms: {report:#}");
+            assert_eq!(told["restarts"].as_u64(), Some(count), "after {life_ms} ms: {report:#}");
+        }
+        end();
+        assert_eq!(line(&pass(&scene, &settings), "id-a")["reboot_loop"], true, "after {life_ms} ms");
+    }
 }

@@ -142,7 +142,7 @@ fn of_two_containers_of_one_connector_the_right_one_stays() {
 }
 
 #[test]
-fn containers_of_the_daemon_are_adopted_as_they_are_and_looked_at_once() {
+fn containers_of_the_daemon_are_adopted_as_they_run_get_the_restart_policy_and_are_looked_at_once() {
     let scene = Scene::new("adopt");
     let engine = scene.engine;
     let form = |name: &str, hash: &str| NewContainer::of_daemon(name, &scene.manager, &format!("id-{name}"), hash);
@@ -170,13 +170,19 @@ fn containers_of_the_daemon_are_adopted_as_they_are_and_looked_at_once() {
     engine.run(&form(&unlisted, "beef0001"));
     let facts =
         || -> Vec<_> { scene.containers().iter().map(|c| (c.name.clone(), c.id.clone(), started_at(c))).collect() };
+    let policy = |name: &str| {
+        let container = engine.container(&named(name)).expect("the container is there");
+        container.json["HostConfig"]["RestartPolicy"]["Name"].as_str().unwrap_or_default().to_owned()
+    };
     let before = facts();
 
     let report = scene.pass_ends(exit::OK);
-    assert_eq!(report["counts"]["steps"], serde_json::json!({}), "{report:#}");
+    assert_eq!(report["counts"]["steps"], serde_json::json!({"update": 2}), "{report:#}");
     assert_eq!(report["counts"]["unchanged"], 5, "{report:#}");
     assert!(report.to_string().contains("unknown-platform"), "what is left alone is told: {report:#}");
     assert_eq!(facts(), before, "nothing was restarted");
+    let of_all = ["new-up", "old-up", "new-down", "old-down", "unlisted"].map(policy);
+    assert_eq!(of_all, ["unless-stopped", "unless-stopped", "", "", ""], "those that run and are ours");
 
     let tap = ApiTap::new(engine);
     scene.tapped(&tap).run().expect_code(exit::OK.into());
@@ -184,6 +190,11 @@ fn containers_of_the_daemon_are_adopted_as_they_are_and_looked_at_once() {
         let id = scene.container_of(&format!("id-{name}")).id;
         assert_eq!(tap.count(&format!("GET /containers/{id}/json")), 0, "{name} is stopped and known");
     }
+    scene.pass_is_quiet();
+    scene.edit("id-new-down", |connector| "starting".clone_into(&mut connector.requested_status));
+    let report = scene.pass_ends(exit::OK);
+    assert_eq!(report["counts"]["steps"], serde_json::json!({"start": 1, "update": 1}), "{report:#}");
+    assert_eq!(policy("new-down"), "unless-stopped");
     scene.pass_is_quiet();
 
     // From the first refresh on they are like any other; the unlisted one is still left alone.

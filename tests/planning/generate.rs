@@ -158,7 +158,12 @@ fn workload() -> impl Strategy<Value = Workload> {
                 hash,
                 phase,
                 created: Timestamp::from_second(now().as_second() - age).unwrap(),
-                vitals: phase.is_up().then_some(Vitals { restarts, started_at, ..Vitals::default() }),
+                vitals: phase.is_up().then_some(Vitals {
+                    restarts,
+                    started_at,
+                    unattended: restarts % 5 == 1,
+                    ..Vitals::default()
+                }),
                 change: Change::Replaced,
                 troubles: vec![],
             }
@@ -240,11 +245,13 @@ fn memory() -> impl Strategy<Value = Memory> {
         counter,
         generation: format!("h{of}"),
         samples,
+        looping: counter % 2 == 1,
     });
     let refused = prop::option::weighted(0.3, (0..2_u8, 1..4_u32, 0..4000_i64, any::<bool>()));
     let one = (id(), prop::option::of(window), prop::option::of(0..2_u8), prop::bool::weighted(0.1), refused);
-    let one = one.prop_map(|(id, window, held, spared, refused)| {
+    let one = one.prop_map(|(id, window, held, guarded, refused)| {
         let held = held.map(|version| ConfigHash::new(&hash(&id, version)).unwrap());
+        let ended = window.as_ref().is_some_and(|window: &RestartWindow| window.counter % 3 == 1);
         let refused = refused.map(|(version, times, ago, former_ran)| RefusedStart {
             hash: ConfigHash::new(&hash(&id, version)).unwrap(),
             times,
@@ -252,7 +259,7 @@ fn memory() -> impl Strategy<Value = Memory> {
             failure: None,
             former_ran,
         });
-        (ConnectorId::new(&id).unwrap(), ConnectorMemory { window, held, spared, refused, log: None })
+        (ConnectorId::new(&id).unwrap(), ConnectorMemory { window, held, guarded, ended, refused, log: None })
     });
     prop::collection::vec(one, 0..5).prop_map(|connectors| Memory {
         connectors: connectors.into_iter().filter(|(_, memory)| !memory.is_empty()).collect(),
@@ -268,6 +275,7 @@ fn policy() -> impl Strategy<Value = Policy> {
             loop_action: if stop { LoopAction::Stop } else { LoopAction::Report },
             prune: PrunePolicy { allow, max_percent },
             probation: ProbationRule { length_s, after_restart_s: 300 },
+            release: None,
         },
     )
 }

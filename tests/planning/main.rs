@@ -9,6 +9,7 @@
 
 mod generate;
 mod golden;
+mod guard;
 mod layers;
 mod names;
 mod properties;

@@ -19,6 +19,7 @@ fn handle(step: &Step) -> Option<&Handle> {
         Step::Rename { handle, .. }
         | Step::Start { handle, .. }
         | Step::Stop { handle }
+        | Step::Update { handle, .. }
         | Step::Remove { handle, .. }
         | Step::Hold { handle, .. } => Some(handle),
     }
@@ -285,8 +286,10 @@ fn the_prune_guard_holds() {
         let partial = !case.desired().unidentified.is_empty();
         let prune = case.policy.prune;
         let too_many = owned.len() >= 3 && unlisted.len() * 100 > owned.len() * usize::from(prune.max_percent);
-        let spared = unlisted.iter().any(|id| case.memory.connectors.get(*id).is_some_and(|memory| memory.spared));
-        let refused = partial || (!prune.allow && ((empty && owned.len() >= 2) || too_many || spared));
+        let guarded = |id: &&&ConnectorId| case.memory.connectors.get(**id).is_some_and(|memory| memory.guarded);
+        let (then, still) = (owned.iter().filter(guarded).count(), unlisted.iter().filter(guarded).count());
+        let lasting = still * 100 > then * usize::from(prune.max_percent);
+        let refused = partial || (!prune.allow && ((empty && owned.len() >= 2) || too_many || lasting));
         if refused {
             prop_assert!(gone.is_empty(), "removed {gone:?} of {owned:?}");
             prop_assert_eq!(plan.refusal.is_some(), !unlisted.is_empty());

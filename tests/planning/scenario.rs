@@ -47,6 +47,7 @@ struct PolicyInput {
     allow_prune: bool,
     max_removals_percent: u8,
     probation_s: i64,
+    release: Option<String>,
 }
 
 impl Default for PolicyInput {
@@ -58,6 +59,7 @@ impl Default for PolicyInput {
             allow_prune: false,
             max_removals_percent: 50,
             probation_s: 60,
+            release: None,
         }
     }
 }
@@ -126,6 +128,9 @@ struct WorkloadInput {
     /// The engine itself takes it for a loop.
     #[serde(default)]
     backing_off: bool,
+    /// The engine does not start it again when it ends.
+    #[serde(default)]
+    unattended: bool,
     #[serde(default)]
     change: ChangeInput,
 }
@@ -223,6 +228,7 @@ impl Scenario {
             },
             prune: PrunePolicy { allow: self.policy.allow_prune, max_percent: self.policy.max_removals_percent },
             probation: ProbationRule { length_s: self.policy.probation_s, after_restart_s: self.policy.window_s },
+            release: self.policy.release.clone(),
         };
         plan(&self.desired(), &observed, &self.memory(), &policy, self.now)
     }
@@ -278,11 +284,12 @@ impl WorkloadInput {
             hash: self.hash.as_deref().map(|hash| ConfigHash::new(hash).unwrap()),
             phase,
             created: self.created,
-            vitals: (phase.is_up() || self.exit_code.is_some()).then_some(Vitals {
+            vitals: (phase.is_up() || self.exit_code.is_some() || self.restarts > 0).then_some(Vitals {
                 restarts: self.restarts,
                 backing_off: self.backing_off,
                 started_at: self.started,
                 exit_code: self.exit_code,
+                unattended: self.unattended,
                 ..Vitals::default()
             }),
             change: match self.change {

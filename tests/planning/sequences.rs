@@ -16,6 +16,7 @@ const POLICY: Policy = Policy {
     loop_action: LoopAction::Stop,
     prune: PrunePolicy { allow: false, max_percent: 50 },
     probation: ProbationRule { length_s: 60, after_restart_s: 300 },
+    release: None,
 };
 
 fn wanted(hash: &str, requested: &str, current: &str) -> Desired {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 use xtm_reconcile::desired::Desired;
 use xtm_reconcile::model::{Change, Connector, ConnectorId, Handle, Observed, Phase, PlatformKind, Vitals, Workload};
-use xtm_reconcile::plan::{Plan, Step};
+use xtm_reconcile::plan::{Plan, Step, UpdateReason};
 
 use crate::scenario::turn;
 
@@ -146,6 +146,12 @@ impl World {
                     return Err(format!("a workload that is {:?} cannot be stopped", workload.phase));
                 }
                 (workload.phase, workload.vitals) = (stopped, None);
+                Ok(())
+            }
+            Step::Update { handle, reason: UpdateReason::RestartPolicy } => {
+                let vitals = self.of(id, handle)?.vitals.as_mut();
+                let vitals = vitals.ok_or_else(|| "what does not run is not updated".to_owned())?;
+                vitals.unattended = false;
                 Ok(())
             }
             Step::Hold { handle, .. } => {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use bollard::errors::Error as EngineError;
-use bollard::models::{ContainerInspectResponse, ContainerSummary};
+use bollard::models::{ContainerInspectResponse, ContainerSummary, HostConfig, RestartPolicyNameEnum};
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -15,6 +15,7 @@ use crate::desired::Desired;
 use crate::memory::Memory;
 use crate::model::{Change, ConfigHash, ConnectorId, Handle, Phase, PlatformKind, Vitals, Workload};
 use crate::orchestrator::{Look, Observation, OrchestratorError};
+use crate::render::docker::RestartPolicy;
 use crate::render::{LABEL_CONNECTOR, LABEL_HASH, LABEL_MANAGER, LABEL_PLATFORM, VARIABLE_HASH};
 use crate::secret::Secret;
 
@@ -139,7 +140,9 @@ impl Docker {
 
     pub(super) async fn look_at(&self, handle: &Handle) -> Result<Option<Look>, OrchestratorError> {
         match self.inspect(&handle.0).await {
-            Ok((inspected, environment)) => Ok(Some(look(inspected, environment))),
+            Ok((inspected, environment)) => {
+                Ok(Some(look(inspected, environment, self.settings.container.restart_policy)))
+            }
             Err(error) if status(&error) == Some(404) => Ok(None),
             Err(error) => Err(self.refused(format!("looking at container {handle}"))(error)),
         }
@@ -193,7 +196,8 @@ fn variable(entry: &str) -> Option<(String, Secret)> {
     Some((name.to_owned(), Secret::new(value.to_owned())))
 }
 
-fn look(inspected: ContainerInspectResponse, environment: Vec<(String, Secret)>) -> Look {
+fn look(inspected: ContainerInspectResponse, environment: Vec<(String, Secret)>, wanted: RestartPolicy) -> Look {
+    let unattended = wanted != RestartPolicy::No && inspected.host_config.as_ref().is_some_and(has_no_restart_policy);
     let state = inspected.state.unwrap_or_default();
     let phase = state.status.map_or(Phase::Broken, |status| phase(status.as_ref()));
     Look {
@@ -208,11 +212,20 @@ fn look(inspected: ContainerInspectResponse, environment: Vec<(String, Secret)>)
                 .filter(|started| started.as_second() > 0),
             // While a container runs, the engine gives 0.
             exit_code: state.exit_code.filter(|_| matches!(phase, Phase::Exited | Phase::Restarting | Phase::Broken)),
+            unattended,
             ..Vitals::default()
         },
         troubles: vec![],
         environment,
     }
+}
+
+/// Whether the engine does not start the container again when it ends, and could be told to: it refuses that for one that
+/// it removes when it ends.
+fn has_no_restart_policy(host: &HostConfig) -> bool {
+    use RestartPolicyNameEnum::{EMPTY, NO};
+    let name = host.restart_policy.as_ref().and_then(|policy| policy.name);
+    matches!(name, None | Some(EMPTY | NO)) && host.auto_remove != Some(true)
 }
 
 /// The phase that the engine's word for a state means. The list and the inspection use the same words but different

@@ -121,6 +121,7 @@ fn vitals(pod: &Pod) -> Vitals {
         backing_off: false,
         started_at: started.max(),
         exit_code: None,
+        unattended: false,
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -16,7 +17,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::api::{Api, ApiError, Kind};
-use super::{ANNOTATION_REGISTRATION, ANNOTATION_XTM_ONE, Kubernetes};
+use super::{ANNOTATION_LAST_PASS, ANNOTATION_REGISTRATION, ANNOTATION_XTM_ONE, Kubernetes};
 use crate::holder::Holder;
 use crate::memory::{Memory, Registration, XtmOneMemory};
 use crate::model::Cure;
@@ -38,6 +39,12 @@ const CURE_LOCKED: Cure =
 pub struct HeldLease {
     record: Arc<Record>,
     renewing: JoinHandle<()>,
+}
+
+/// When the last pass looked at the workloads, as Unix time in seconds.
+#[derive(Serialize, Deserialize)]
+struct LastPass {
+    at: i64,
 }
 
 /// The Lease as this pass knows it. Whoever writes the Lease locks `version` meanwhile, so that writes do not overlap.
@@ -181,7 +188,12 @@ impl Kubernetes {
 
     pub(super) async fn give_back(&self, held: HeldLease) -> Result<(), OrchestratorError> {
         held.renewing.abort();
-        if !held.record.write(&self.api, json!({ "spec": { "holderIdentity": null } })).await? {
+        let last_pass = self.last_pass().and_then(|at| encode(LastPass { at: at.as_second() }).ok());
+        let mut patch = json!({ "spec": { "holderIdentity": null } });
+        if let (Some(text), Some(patch)) = (last_pass, patch.as_object_mut()) {
+            patch.insert("metadata".to_owned(), json!({ "annotations": { ANNOTATION_LAST_PASS: text } }));
+        }
+        if !held.record.write(&self.api, patch).await? {
             tracing::warn!(lease = held.record.name, "the lock was not ours any more");
         }
         Ok(())
@@ -226,6 +238,12 @@ impl Kubernetes {
         match text(&lease, ANNOTATION_XTM_ONE).map(|text| decode::<XtmOneMemory>(&text)).transpose() {
             Ok(xtm_one) => recalled.memory.xtm_one = xtm_one.unwrap_or_default(),
             Err(why) => unreadable(ANNOTATION_XTM_ONE, why),
+        }
+        match text(&lease, ANNOTATION_LAST_PASS).map(|text| decode::<LastPass>(&text)).transpose() {
+            Ok(last) => {
+                recalled.memory.last_pass = last.and_then(|last| Timestamp::from_second(last.at).ok());
+            }
+            Err(why) => unreadable(ANNOTATION_LAST_PASS, why),
         }
         Ok(recalled)
     }

@@ -125,6 +125,9 @@ fn lists_and_maps_come_by_comma_json_and_index() {
     assert_eq!(set(&[("SHM_SIZE", "64MiB")]).shm_size, Some(64 << 20));
     assert_eq!(set(&[("MEMORY_LIMIT", "512m"), ("CPU_LIMIT", "0.5")]).cpu_limit, Some(500_000_000));
     assert_eq!(set(&[("RESTART_POLICY", "on-failure:3")]).restart_policy, RestartPolicy::OnFailure(3));
+    assert_eq!(set(&[("RESTART_POLICY", "always")]).restart_policy, RestartPolicy::UnlessStopped);
+    let always = loaded(&[], with(good(), &[("OPENCTI__DAEMON__DOCKER__RESTART_POLICY", "always")]));
+    assert!(always.notices.iter().any(|notice| notice.message.contains("RESTART_POLICY=always")), "it is said");
 
     let folder = tempfile::tempdir().unwrap();
     let (path, json) = (file(folder.path(), "ca", &first, 0o644), serde_json::json!([first, second]).to_string());

@@ -31,7 +31,7 @@ pub(crate) use manager::Manager;
 pub(crate) use process::{Binary, Outcome, Running, Signal};
 pub(crate) use registry::Registry;
 pub(crate) use stub_engine::StubEngine;
-pub(crate) use tap::{ApiTap, Fault};
+pub(crate) use tap::{ApiTap, Fault, Turns};
 
 /// A variable of `tests/run`.
 #[track_caller]
