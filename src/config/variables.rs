@@ -100,6 +100,7 @@ variables! {
     manager__name: Plain = "XTM reconcile", "Name of this manager as the platform shows it, at least 2 characters.";
     manager__credentials_key: Secret, "RSA private key, PEM (PKCS#8 or PKCS#1), 2048 bits or more. One of this, its `_FILE` form and the next is required.";
     manager__credentials_key_filepath: Plain, "Path of the same key in a file; the daemon's name for the `_FILE` form. Wins over `MANAGER__CREDENTIALS_KEY`.";
+    manager__accept_new_key: Plain = "false", "`true` registers a key that opens none of the values that the platform lists for this manager; the same as `--accept-new-key`. Meant for one pass, when the former key is lost or given up.";
     manager__pass_deadline: Plain = "600", "Seconds after which a pass starts nothing new, finishes what runs and reports.";
     manager__concurrency: Plain = "8", "Connectors that are worked on at the same time, 1 to 64. With both platforms each has half of it, and one at least.";
     manager__max_removals_percent: Plain = "50", "Largest share of three or more owned connectors that one pass may remove.";

@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use xtm_reconcile::config::{self, Settings};
+use xtm_reconcile::config::{self, Allowed, Settings};
 use xtm_reconcile::exit;
 use xtm_reconcile::orchestrator::OrchestratorSettings;
 use xtm_reconcile::orchestrator::docker::DockerSettings;
@@ -47,7 +47,7 @@ fn without(mut variables: Variables, name: &str) -> Variables {
 
 #[track_caller]
 fn loaded(files: &[PathBuf], variables: Variables) -> Settings {
-    config::load(files, variables.into_iter(), false, &[]).unwrap_or_else(|error| panic!("{:#?}", error.0))
+    config::load(files, variables.into_iter(), Allowed::default(), &[]).unwrap_or_else(|error| panic!("{:#?}", error.0))
 }
 
 #[track_caller]
@@ -61,7 +61,7 @@ fn docker(settings: &Settings) -> &DockerSettings {
 /// The problems, one a line.
 #[track_caller]
 fn problems(files: &[PathBuf], variables: Variables) -> String {
-    let error = config::load(files, variables.into_iter(), false, &[]).expect_err("this cannot be used");
+    let error = config::load(files, variables.into_iter(), Allowed::default(), &[]).expect_err("this cannot be used");
     error.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 

@@ -11,6 +11,7 @@ mod lanes;
 mod memory;
 mod moves;
 mod network;
+mod new_key;
 mod openaev;
 mod overlap;
 mod platform;
