@@ -1,6 +1,7 @@
 //! Runs one platform's part of a pass: registration check -> pull -> observe -> plan -> apply -> health -> logs ->
 //! report.
 
+mod notices;
 mod publishing;
 mod registration;
 mod xtm_one;
@@ -292,6 +293,7 @@ impl Lane<'_> {
         for why in &desired.unidentified {
             self.report.unidentified(why);
         }
+        self.notice(&notices::of_list(&desired, self.settings.registry.server.as_deref()));
         self.stage("pull", begun);
         Ok(desired)
     }
