@@ -258,6 +258,8 @@ fn unknown_names_are_told_with_the_nearest_known_one_and_meaningless_ones_once()
                 ("OPENCTI__DAEMON__DOCKER__NETWORK", "x"),
                 ("MANAGER__SOMETHING_ELSE_ALTOGETHER", "x"),
                 ("MANAGER__EXECUTE_SCHEDULE", "10"),
+                ("MANAGER__PING_ALIVE_SCHEDULE", "60"),
+                ("MANAGER__LOGGER__DIRECTORY", "true"),
                 ("OPENCTI__LOGS_SCHEDULE", "10"),
                 ("OPENAEV__URL", "http://openaev"),
                 ("OPENCTI__DAEMON__KUBERNETES__IMAGE_PULL_POLICY", "Always"),
@@ -278,7 +280,8 @@ fn unknown_names_are_told_with_the_nearest_known_one_and_meaningless_ones_once()
     }
     let meaningless: Vec<&str> = told.lines().filter(|line| line.contains("without meaning")).collect();
     assert_eq!(meaningless.len(), 1, "{told}");
-    expect_all(meaningless[0], &["MANAGER__EXECUTE_SCHEDULE", "OPENCTI__LOGS_SCHEDULE"], "meaningless");
+    let named = ["EXECUTE_SCHEDULE", "PING_ALIVE_SCHEDULE", "LOGGER__DIRECTORY", "OPENCTI__LOGS_SCHEDULE"];
+    expect_all(meaningless[0], &named, "meaningless");
     assert_eq!(told.lines().count(), 5, "nothing else is noted:\n{told}");
     assert!(!told.contains("hunter2"));
 }
