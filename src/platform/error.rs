@@ -108,9 +108,8 @@ impl PlatformError {
                 true
             }
             Self::Explained { general, .. } => *general,
-            // The platform itself is in order, so that health can be published.
-            Self::WrongKey { .. } => false,
             Self::NotProtocol { .. }
+            | Self::WrongKey { .. }
             | Self::Forbidden { .. }
             | Self::NotSupported { .. }
             | Self::Refused { .. }

@@ -265,9 +265,8 @@ fn trial(
 ) -> Trial {
     match (heartbeat, remembered) {
         (_, Some(remembered)) if remembered.key == wanted.key => Trial::NotNeeded,
-        (Heartbeat::Known { .. }, _) => Trial::BeforeRegistering,
         (Heartbeat::Unregistered, _) if lists_for_registered_only => Trial::AfterRegistering,
-        (Heartbeat::Unregistered, Some(_)) => Trial::BeforeRegistering,
+        (Heartbeat::Known { .. }, _) | (Heartbeat::Unregistered, Some(_)) => Trial::BeforeRegistering,
         // Neither side has seen this manager before. On a platform with another manager, asking for the list would have
         // tokens of that manager's connectors issued.
         (Heartbeat::Unregistered, None) => Trial::NotNeeded,
