@@ -131,6 +131,9 @@ pub struct PassArgs {
     /// Remove every workload that the platform does not list, however large a share that is.
     #[arg(long, global = true)]
     pub allow_prune: bool,
+    /// Register this manager's key although it opens none of the values that the platform lists.
+    #[arg(long, global = true)]
+    pub accept_new_key: bool,
 }
 
 /// How to print the report.

@@ -92,14 +92,23 @@ impl fmt::Display for Problem {
 #[error("the configuration has {} problem(s)", .0.len())]
 pub struct ConfigError(pub Vec<Problem>);
 
+/// What the command line allows a pass to do for once. Each has the same effect as the variable of that name.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Allowed {
+    /// Removes what is not listed, whatever the share.
+    pub prune: bool,
+    /// Registers a key that opens none of the listed values.
+    pub new_key: bool,
+}
+
 /// Reads `files` and `environment` into settings.
 ///
-/// `allow_prune` and `platforms` come from the command line. The first has the same effect as the variable. The second
-/// leaves out the lanes of all other platforms, unless it is empty.
+/// `allowed` and `platforms` come from the command line. The latter leaves out the lanes of all other platforms, unless it
+/// is empty.
 pub fn load(
     files: &[PathBuf],
     environment: impl Iterator<Item = (String, String)>,
-    allow_prune: bool,
+    allowed: Allowed,
     platforms: &[PlatformKind],
 ) -> Result<Settings, ConfigError> {
     let mut source = Source::read(files, environment);
@@ -113,8 +122,8 @@ pub fn load(
 
     let logging = logging(&process, &mut fields);
     let limits = limits(&process, &mut fields);
-    let policy = policy(&process, &mut fields, allow_prune);
-    let manager = manager(&process, &mut fields);
+    let policy = policy(&process, &mut fields, allowed.prune);
+    let manager = manager(&process, &mut fields, allowed.new_key);
     let xtm_one = xtm_one::settings(&process, &mut fields);
     let lanes = lanes.iter().filter_map(|(platform, texts)| {
         let input = LaneInput { platform: *platform, texts, process: &process, xtm_one: xtm_one.as_ref() };
@@ -221,14 +230,15 @@ fn policy(process: &ProcessTexts, fields: &mut FieldParser, allow_prune: bool) -
     }
 }
 
-fn manager(process: &ProcessTexts, fields: &mut FieldParser) -> Option<Manager> {
+fn manager(process: &ProcessTexts, fields: &mut FieldParser, accept_new_key: bool) -> Option<Manager> {
     let id = manager_id(process, fields);
     let name = process.manager__name.clone().unwrap_or_default().trim().to_owned();
     if name.chars().count() < 2 {
         fields.problem("MANAGER__NAME", "it has fewer than 2 characters".to_owned(), "give this manager a name");
     }
     let key = manager_key(process, fields);
-    Some(Manager { id: id?, name, key: key? })
+    let accepted = fields.flag("MANAGER__ACCEPT_NEW_KEY", process.manager__accept_new_key.as_deref());
+    Some(Manager { id: id?, name, key: key?, accept_new_key: accept_new_key || accepted })
 }
 
 fn manager_id(process: &ProcessTexts, fields: &mut FieldParser) -> Option<ManagerId> {

@@ -1,7 +1,7 @@
 //! Checks what a platform sent and turns it into the connectors that should run. A malformed connector is rejected
 //! without harm to the others. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -168,6 +168,9 @@ pub struct Desired {
     pub connectors: BTreeMap<ConnectorId, Connector>,
     /// The connectors that cannot be used.
     pub rejected: BTreeMap<ConnectorId, Rejected>,
+    /// The clear variables that the platform sends as null, by connector. They are not set, so that the connector uses
+    /// its own defaults.
+    pub unset: BTreeMap<ConnectorId, BTreeSet<String>>,
     /// One sentence for each entry without a usable id. While there is such an entry, nothing may be removed, because
     /// it could be any connector.
     pub unidentified: Vec<String>,
@@ -227,6 +230,11 @@ impl Desired {
     fn add(&mut self, id: ConnectorId, wire: WireConnector) {
         let title = wire.name.clone();
         let shown = shown(wire.current.as_deref());
+        let null = wire.configuration.iter().filter(|variable| variable.value.is_none() && !variable.encrypted);
+        let unset: Vec<String> = null.map(|variable| variable.key.clone()).collect();
+        if !unset.is_empty() {
+            self.unset.entry(id.clone()).or_default().extend(unset);
+        }
         match check(&id, wire) {
             Ok(connector) => match self.connectors.get(&id) {
                 Some(same) if *same == connector => {}
@@ -296,7 +304,7 @@ fn check_image(image: &str) -> Result<String, Rejection> {
     Ok(image.to_owned())
 }
 
-/// Checks a variable. `None` for a clear value that is null, so that the connector uses its own default.
+/// Checks a variable. `None` for a clear value that is null, see [`Desired::unset`].
 fn variable(wire: WireVariable) -> Result<Option<Variable>, Rejection> {
     let name = wire.key;
     if !is_variable_name(&name) {

@@ -50,7 +50,7 @@ use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use cli::{Cli, Command, Output, PassArgs, XtmOne};
-use config::{ConfigError, Settings};
+use config::{Allowed, ConfigError, Settings};
 use key::ManagerKey;
 use model::PlatformKind;
 use pass::XtmOneCommand;
@@ -115,7 +115,8 @@ fn load(args: &PassArgs) -> Result<Settings, ConfigError> {
     // A variable that is not UTF-8 cannot be one of ours.
     let environment =
         std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
-    config::load(&args.config, environment, args.allow_prune, &args.platform)
+    let allowed = Allowed { prune: args.allow_prune, new_key: args.accept_new_key };
+    config::load(&args.config, environment, allowed, &args.platform)
 }
 
 fn run_pass(args: &PassArgs, command: pass::Command) -> u8 {

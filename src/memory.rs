@@ -171,6 +171,9 @@ pub(crate) struct LastLook {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Findings {
     pub(crate) registration: Option<Registration>,
+    /// Whether the platform has another registration now than what was recalled, and one that must not count as the last
+    /// good one. [`Self::registration`] wins.
+    pub(crate) registration_in_doubt: bool,
     /// What the plan wants remembered once it is carried out.
     pub(crate) planned: Option<BTreeMap<ConnectorId, ConnectorMemory>>,
     /// The hashes of the existing workloads that carry no hash label, by engine id.
@@ -240,7 +243,8 @@ pub(crate) fn next(
     connectors.retain(|_, connector| !connector.is_empty());
     let mut adopted = findings.adopted.clone().unwrap_or_else(|| recalled.adopted.clone());
     adopted.retain(|handle, _| !findings.gone.contains(handle));
-    let registration = findings.registration.clone().or_else(|| recalled.registration.clone());
+    let earlier = recalled.registration.as_ref().filter(|_| !findings.registration_in_doubt);
+    let registration = findings.registration.as_ref().or(earlier).cloned();
     let xtm_one = recalled.xtm_one.clone();
     let last_pass = findings.planned.as_ref().and(findings.looked_at).or(recalled.last_pass);
     (Memory { registration, connectors, adopted, xtm_one, last_pass }, assessments)
@@ -292,6 +296,15 @@ mod tests {
         let findings = Findings { registration: Some(registration.clone()), ..Findings::default() };
         let (memory, _) = next(&recalled(), &findings, RULE, noon());
         assert_eq!(memory, Memory { registration: Some(registration), ..recalled() });
+        let (memory, _) = next(&recalled(), &Findings { registration_in_doubt: true, ..findings }, RULE, noon());
+        assert!(memory.registration.is_some(), "what was found out since counts");
+    }
+
+    #[test]
+    fn a_registration_in_doubt_is_forgotten() {
+        let findings = Findings { registration_in_doubt: true, ..Findings::default() };
+        let (memory, _) = next(&recalled(), &findings, RULE, noon());
+        assert_eq!(memory, Memory { registration: None, ..recalled() });
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! Makes the specs for the steps that create a workload. Only this stage decrypts, so a pass that changes nothing does
-//! no RSA.
+//! Makes the specs for the steps that create a workload, and tries the key when it may be a wrong one. Only this stage
+//! decrypts, so a pass that changes nothing does no RSA.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 use crate::desired::{Desired, Rejection};
 use crate::key::ManagerKey;
-use crate::model::{ConnectorId, VariableValue};
+use crate::model::{Connector, ConnectorId, VariableValue};
 use crate::plan::Plan;
 use crate::platform::envelope::{self, EnvelopeError};
 use crate::render::{self, Common, Spec};
@@ -76,15 +76,7 @@ pub fn prepare(
 ) -> Prepared {
     let wanted = plan.steps().filter(|(_, step)| step.makes_workload()).map(|(entry, _)| &entry.connector);
     let connectors: Vec<_> = wanted.filter_map(|id| desired.connectors.get(id)).collect();
-    let envelopes: BTreeSet<&str> = connectors
-        .iter()
-        .flat_map(|connector| &connector.variables)
-        .filter_map(|variable| match &variable.value {
-            VariableValue::Encrypted(envelope) => Some(envelope.as_str()),
-            VariableValue::Clear(_) => None,
-        })
-        .collect();
-    let opened = open_all(key, &envelopes.into_iter().collect::<Vec<_>>(), decryptors, stop);
+    let opened = open_all(key, &envelopes(connectors.iter().copied()), decryptors, stop);
     let mut prepared = Prepared::default();
     for connector in connectors {
         let is_open = |value: &VariableValue| match value {
@@ -107,17 +99,79 @@ pub fn prepare(
     prepared
 }
 
+/// What the values that a platform lists show about the manager's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyTrial {
+    /// One of them at least was encrypted for it. Others may be left from a former key until they are typed again.
+    Opens,
+    /// All were encrypted for other keys.
+    OpensNone { values: usize },
+    /// No value is encrypted, or those that are cannot be read with any key.
+    NothingToTry,
+}
+
+/// Tries the key on the listed values until it opens one, on all cores, and blocks its thread meanwhile. `None` when the
+/// pass had to stop before that was certain.
+pub(crate) fn try_key(desired: &Desired, key: &ManagerKey, decryptors: &Decryptors, stop: &Stop) -> Option<KeyTrial> {
+    let envelopes = envelopes(desired.connectors.values());
+    let (opens, others) = (AtomicBool::new(false), AtomicUsize::new(0));
+    open_each(key, &envelopes, decryptors, stop, |_, opened| {
+        match opened.map_or_else(|error| error.was_for_this_key(), |_| Some(true)) {
+            Some(true) => opens.store(true, Ordering::Relaxed),
+            Some(false) => {
+                others.fetch_add(1, Ordering::Relaxed);
+            }
+            None => {}
+        }
+        !opens.load(Ordering::Relaxed)
+    });
+    match (opens.into_inner(), others.into_inner()) {
+        (true, _) => Some(KeyTrial::Opens),
+        (false, _) if stop.cause().is_some() => None,
+        (false, 0) => Some(KeyTrial::NothingToTry),
+        (false, values) => Some(KeyTrial::OpensNone { values }),
+    }
+}
+
+/// The envelopes of these connectors, equal ones once.
+fn envelopes<'a>(connectors: impl Iterator<Item = &'a Connector>) -> Vec<&'a str> {
+    let all = connectors.flat_map(|connector| &connector.variables).filter_map(|variable| match &variable.value {
+        VariableValue::Encrypted(envelope) => Some(envelope.as_str()),
+        VariableValue::Clear(_) => None,
+    });
+    all.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 /// Opens the envelopes on all cores, until all are opened or the pass has to stop.
 fn open_all<'a>(key: &ManagerKey, envelopes: &[&'a str], decryptors: &Decryptors, stop: &Stop) -> Opened<'a> {
-    let next = AtomicUsize::new(0);
     let opened = Mutex::new(Opened::with_capacity(envelopes.len()));
+    open_each(key, envelopes, decryptors, stop, |envelope, clear| {
+        opened.lock().unwrap_or_else(PoisonError::into_inner).insert(envelope, clear);
+        true
+    });
+    opened.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens the envelopes on all cores and gives each result to `take`, until that returns false, all are opened, or the
+/// pass has to stop.
+fn open_each<'a>(
+    key: &ManagerKey,
+    envelopes: &[&'a str],
+    decryptors: &Decryptors,
+    stop: &Stop,
+    take: impl Fn(&'a str, Result<Secret, EnvelopeError>) -> bool + Sync,
+) {
+    let next = AtomicUsize::new(0);
     let work = || {
         while let Some(envelope) = envelopes.get(next.fetch_add(1, Ordering::Relaxed)) {
             if stop.cause().is_some() {
                 return;
             }
             let clear = decryptors.run(|| envelope::open(key, envelope));
-            opened.lock().unwrap_or_else(PoisonError::into_inner).insert(*envelope, clear);
+            if !take(envelope, clear) {
+                next.store(envelopes.len(), Ordering::Relaxed);
+                return;
+            }
         }
     };
     let threads = decryptors.0.all.min(envelopes.len());
@@ -127,5 +181,4 @@ fn open_all<'a>(key: &ManagerKey, envelopes: &[&'a str], decryptors: &Decryptors
         }
         work();
     });
-    opened.into_inner().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,6 @@
 //! Builds the report, which says what each lane of a pass found, did and failed to do. Building and rendering are pure.
 
+mod registration;
 mod table;
 mod xtm_one;
 
@@ -20,6 +21,7 @@ use crate::restart_window::Assessment;
 use crate::stop::Cause;
 use crate::xtm_one::XtmOneOutcome;
 
+pub(crate) use registration::RegistrationReport;
 pub(crate) use table::{columns, on_one_line, printable, table};
 
 /// The version of the JSON report's schema (fixtures/schemas). It grows when a field changes its meaning or is removed.
@@ -86,8 +88,7 @@ pub(crate) struct Stage {
 pub(crate) struct PlatformReport {
     pub(crate) url: String,
     pub(crate) version: Option<String>,
-    /// The result of the registration check, in words.
-    pub(crate) registration: Option<String>,
+    pub(crate) registration: Option<RegistrationReport>,
     /// The number of connectors in its list.
     pub(crate) listed: Option<usize>,
     pub(crate) sent: Sent,

@@ -47,7 +47,7 @@ pub(super) fn settle(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<K
 }
 
 /// How to reach the cluster: with the kubeconfig that is named, else with the service account of the pod, else with the
-/// user's own kubeconfig.
+/// user's own kubeconfig, provided that the selector says that there is a cluster at all.
 fn access(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<ClusterAccess> {
     let home = || {
         lane.process.home.as_deref().map(|home| PathBuf::from(home).join(".kube/config")).filter(|path| path.exists())
@@ -60,7 +60,21 @@ fn access(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<ClusterAcces
             if there.is_empty() { all } else { there }
         }
         None if lane.process.kubernetes_service_host.is_some() => return Some(ClusterAccess::InCluster),
-        None => home().into_iter().collect(),
+        None => {
+            let home = home();
+            if let (Some(path), None) = (&home, &lane.texts.daemon__selector) {
+                // A machine with a Docker engine often has such a file for something else, and everything that runs on
+                // the engine would be deployed a second time there.
+                let what = format!(
+                    "it is not set, and only {} names a cluster, which may be there for other use",
+                    path.display()
+                );
+                let cure = "set it to docker, or to kubernetes if that is the cluster for the connectors";
+                fields.problem(&lane.name("DAEMON__", "SELECTOR"), what, cure);
+                return None;
+            }
+            home.into_iter().collect()
+        }
     };
     let mut config: Option<Kubeconfig> = None;
     for path in &paths {

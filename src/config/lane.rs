@@ -15,6 +15,9 @@ use crate::render::{ConnectorProxy, Registry};
 use crate::secret::Secret;
 use crate::xtm_one::XtmOneSettings;
 
+/// The daemon's default.
+const DEFAULT_SELECTOR: &str = "kubernetes";
+
 /// The texts from which the settings of one lane are made.
 pub(super) struct LaneInput<'a> {
     pub(super) platform: PlatformKind,
@@ -50,7 +53,7 @@ pub(super) fn settings(lane: &LaneInput<'_>, policy: Policy, fields: &mut FieldP
 }
 
 fn orchestrator(lane: &LaneInput<'_>, fields: &mut FieldParser) -> Option<OrchestratorSettings> {
-    let selector = lane.texts.daemon__selector.as_deref().unwrap_or_default().trim().to_ascii_lowercase();
+    let selector = lane.texts.daemon__selector.as_deref().unwrap_or(DEFAULT_SELECTOR).trim().to_ascii_lowercase();
     match selector.as_str() {
         "docker" => return docker::settle(lane, fields).map(Box::new).map(OrchestratorSettings::Docker),
         "kubernetes" => return kubernetes::settle(lane, fields).map(Box::new).map(OrchestratorSettings::Kubernetes),

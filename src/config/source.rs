@@ -29,8 +29,8 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Reads all layers: `files` in order, of which later ones win, and then `environment`, which wins over all. Files
-    /// that hold secrets are read only when the secret is asked for, because nobody needs those of a platform without a
+    /// Reads all layers: `files` in order, of which later ones win, and then `environment`, which wins over all except
+    /// where it is empty. Files that hold secrets are read only when the secret is asked for, because nobody needs those of a platform without a
     /// lane.
     pub(super) fn read(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Self {
         let mut problems = Vec::new();
@@ -41,13 +41,18 @@ impl Source {
                 Err(why) => problems.push(Problem::new("--config", why, "name a readable YAML file")),
             }
         }
-        let environment = environment.map(|(name, text)| (name.to_ascii_uppercase(), text));
-        let mut environment: Texts = environment.filter(|(name, _)| is_ours(name)).collect();
+        let (empty, mut environment): (Texts, Texts) =
+            in_upper_case(environment).into_iter().partition(|(_, text)| text.trim().is_empty());
         for given in [&mut texts, &mut environment] {
             join_indexed(given);
         }
         overlay(&mut texts, environment);
-        let notices = judge_names(&texts);
+        // Their names are judged like all others.
+        for (name, text) in empty.into_iter().filter(|(name, _)| indexed(name).is_none()) {
+            texts.entry(name).or_insert(text);
+        }
+        let mut notices = judge_names(&texts, files.is_empty());
+        notices.extend(files.is_empty().then(|| files_of_the_daemon(&texts)).flatten());
         Self { texts, problems, notices }
     }
 
@@ -117,6 +122,27 @@ impl Source {
     }
 }
 
+/// The variables of the environment that are meant for this program, with their names in upper case. Of spellings that
+/// differ in case alone the one with capitals first wins, such as `HTTP_PROXY` over `http_proxy`, provided that it is not
+/// empty.
+fn in_upper_case(environment: impl Iterator<Item = (String, String)>) -> Texts {
+    let named = environment.map(|(name, text)| (name.to_ascii_uppercase(), name, text));
+    let mut named: Vec<_> = named.filter(|(upper, ..)| is_ours(upper)).collect();
+    // Of equal keys the last one stays in the map, and capitals come first in ASCII.
+    named.sort_by(|(_, a, a_text), (_, b, b_text)| (!a_text.trim().is_empty(), b).cmp(&(!b_text.trim().is_empty(), a)));
+    named.into_iter().map(|(upper, _, text)| (upper, text)).collect()
+}
+
+/// The warning that the daemon would have read files of which this program was not told.
+fn files_of_the_daemon(texts: &Texts) -> Option<Notice> {
+    let environment = texts.get("COMPOSER_ENV").map(|text| text.trim()).filter(|text| !text.is_empty())?;
+    let [base, overlaid] = ["default", environment].map(|name| format!("config/{name}.yaml"));
+    Some(Notice::warning(format!(
+        "COMPOSER_ENV={environment}: no file is read for it, where the daemon reads {base} and {overlaid}; \
+         add --config {base} --config {overlaid}, or unset it"
+    )))
+}
+
 /// Lays the environment over the files. A secret in the environment also wins over its other form in a file.
 fn overlay(texts: &mut Texts, environment: Texts) {
     for name in environment.keys() {
@@ -182,20 +208,24 @@ fn flatten(path: &str, value: &Value, texts: &mut Texts) {
 /// Joins `NAME__0`, `NAME__1` and so on to a JSON list in `NAME`, as the daemon's configuration library does.
 fn join_indexed(texts: &mut Texts) {
     let mut lists: BTreeMap<String, BTreeMap<usize, String>> = BTreeMap::new();
-    texts.retain(|name, text| {
-        let indexed = name.rsplit_once("__").and_then(|(base, index)| Some((base, index.parse::<usize>().ok()?)));
-        match indexed {
-            Some((base, index)) if declared(base).is_some() => {
-                lists.entry(base.to_owned()).or_default().insert(index, text.clone());
-                false
-            }
-            _ => true,
+    texts.retain(|name, text| match indexed(name) {
+        Some((base, index)) => {
+            lists.entry(base.to_owned()).or_default().insert(index, text.clone());
+            false
         }
+        None => true,
     });
     for (name, items) in lists {
         let list: Vec<String> = items.into_values().collect();
         texts.entry(name).or_insert_with(|| Value::from(list).to_string());
     }
+}
+
+/// The list that `NAME__2` belongs to, and its place in there. `None` for any other name.
+fn indexed(name: &str) -> Option<(&str, usize)> {
+    let (base, index) = name.rsplit_once("__")?;
+    declared(base)?;
+    Some((base, index.parse().ok()?))
 }
 
 /// The problem of a secret's file that cannot be read. A text that does not look like a path may be the secret itself
@@ -228,7 +258,7 @@ pub(super) fn read_secret(path: &Path, variable: &str, notices: &mut Vec<Notice>
 /// Makes notices about the names of variables, whichever platform is enabled. An unknown name gets a warning with the
 /// nearest known name. It is no problem, because the daemon ignores unknown names, so its users may have some. A known
 /// name without use gets a notice.
-fn judge_names(texts: &Texts) -> Vec<Notice> {
+fn judge_names(texts: &Texts, without_files: bool) -> Vec<Notice> {
     let mut notices = Vec::new();
     let mut meaningless = Vec::new();
     for (name, text) in texts {
@@ -238,7 +268,8 @@ fn judge_names(texts: &Texts) -> Vec<Notice> {
             }
             continue;
         };
-        if variable.kind == Kind::Meaningless {
+        let has_own_warning = without_files && variable.field == "composer_env";
+        if variable.kind == Kind::Meaningless && !has_own_warning && !text.trim().is_empty() {
             meaningless.push(name.as_str());
         }
         if let (Some(only), Some((platform, _))) = (variable.only, split_prefix(name))

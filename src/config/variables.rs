@@ -100,6 +100,7 @@ variables! {
     manager__name: Plain = "XTM reconcile", "Name of this manager as the platform shows it, at least 2 characters.";
     manager__credentials_key: Secret, "RSA private key, PEM (PKCS#8 or PKCS#1), 2048 bits or more. One of this, its `_FILE` form and the next is required.";
     manager__credentials_key_filepath: Plain, "Path of the same key in a file; the daemon's name for the `_FILE` form. Wins over `MANAGER__CREDENTIALS_KEY`.";
+    manager__accept_new_key: Plain = "false", "`true` registers a key that opens none of the values that the platform lists for this manager; the same as `--accept-new-key`. Meant for one pass, when the former key is lost or given up.";
     manager__pass_deadline: Plain = "600", "Seconds after which a pass starts nothing new, finishes what runs and reports.";
     manager__stop_budget: Plain = "20", "Seconds for everything that is left after the deadline or a signal: steps that run, looks, publishing, the record, the lock. What hangs is given up within them. 1 to 3600.";
     manager__concurrency: Plain = "8", "Connectors that are worked on at the same time, 1 to 64. With both platforms each has half of it, and one at least.";
@@ -119,7 +120,7 @@ variables! {
     manager__ping_alive_schedule: Meaningless, "Each pass is a sign of life; OpenCTI shows a manager inactive after 5 minutes without one.";
     manager__debug__show_env_vars: Meaningless, "Values of variables are never logged.";
     manager__debug__show_sensitive_env_vars: Meaningless, "Values of variables are never logged.";
-    composer_env: Meaningless, "Name the files to read with `--config` instead.";
+    composer_env: Meaningless, "Name the files to read with `--config` instead; without that option it is a warning.";
     kubeconfig: Plain, "Kubeconfig files, separated by colons. Default: the service account of the pod this runs in, else `~/.kube/config`.";
     kubernetes_service_host: Plain, "Set by Kubernetes in every pod: the API server.";
     kubernetes_service_port: Plain, "Set by Kubernetes in every pod: its port.";
@@ -127,7 +128,7 @@ variables! {
     docker_host: Plain = "unix:///var/run/docker.sock", "Docker engine: `unix://PATH`, `tcp://HOST:PORT` or `http://HOST:PORT`.";
     docker_tls_verify: Plain, "Any value: use TLS with the certificates of `DOCKER_CERT_PATH`.";
     docker_cert_path: Plain, "Folder with `ca.pem`, `cert.pem` and `key.pem`. An engine is trusted when `ca.pem` signed its certificate; the CAs of the machine do not count.";
-    http_proxy: Secret, "Default of `P__HTTP_PROXY`.";
+    http_proxy: Secret, "Default of `P__HTTP_PROXY`. Wins over `http_proxy`, unless it is empty; the same holds for the next two.";
     https_proxy: Secret, "Default of `P__HTTPS_PROXY`.";
     no_proxy: Plain, "Default of `P__NO_PROXY`.";
     xtm__xtm_one_url: Plain, "URL of XTM One. Alone it does nothing, because OpenCTI's chatbot proxy uses it too; with the token, each pass registers the platforms with XTM One.";
@@ -176,7 +177,7 @@ variables! {
     no_proxy: Plain, "Hosts that are reached directly, comma-separated: names, which stand for what is below them as well, and addresses, no networks or ports. Default: `NO_PROXY` of the process.";
     https_proxy_ca: Plain, "CA of the proxy: paths or PEM texts, comma-separated or a JSON list. Copied into each connector's container, and trusted for the platform beside the public CAs or `P__CA`.";
     https_proxy_reject_unauthorized: Plain = "true", "`false` gives the connectors `NODE_TLS_REJECT_UNAUTHORIZED=0`; Python connectors ignore it.";
-    daemon__selector: Plain = "kubernetes", "Where connectors run. This version supports `kubernetes` and `docker`.";
+    daemon__selector: Plain, "Where connectors run: `kubernetes` or `docker`. Default: `kubernetes`, where `KUBECONFIG` or the pod this runs in names the cluster; required where `~/.kube/config` alone does.";
     daemon__registry__server: Plain, "Registry that is put before the images that name none.";
     daemon__registry__username: Plain, "User of that registry; without a server, of Docker Hub.";
     daemon__registry__password: Secret, "Password of that user.";

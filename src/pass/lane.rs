@@ -2,6 +2,7 @@
 //! report.
 
 mod applying;
+mod notices;
 mod probation;
 mod publishing;
 mod registration;
@@ -188,10 +189,9 @@ impl Lane<'_> {
         version: &str,
         mut recalled: Memory,
     ) -> Result<(), End> {
-        if !self.foresee_registration(version, recalled.registration.as_ref()).await? {
+        let Some(desired) = self.foresee_registration_and_pull(version, recalled.registration.as_ref()).await? else {
             return Ok(());
-        }
-        let desired = self.pull().await?;
+        };
         let (look, observation) = self.observe_and_plan(orchestrator, desired, &mut recalled).await?;
         let troubles = troubles(&look.plan, &observation);
         self.report.plan(PlanReport {
@@ -251,14 +251,7 @@ impl Lane<'_> {
         known: &mut Known,
     ) -> Result<(), End> {
         let (orchestrator, permit) = (store.orchestrator(), store.permit());
-        known.findings.registration = Some(self.register(permit, version, known.recalled.registration.as_ref()).await?);
-        let desired = match self.pull().await {
-            Ok(desired) => desired,
-            Err(end) => {
-                self.publish_health_alone(orchestrator, permit, &mut known.recalled, &end).await;
-                return Err(end);
-            }
-        };
+        let desired = self.register_and_pull(orchestrator, permit, version, known).await?;
         let (look, observation) = self.observe_and_plan(orchestrator, desired, &mut known.recalled).await?;
         store.found(&observation.remembered).await;
         if let Some(cause) = self.stop.cause() {
@@ -314,6 +307,7 @@ impl Lane<'_> {
         for why in &desired.unidentified {
             self.report.unidentified(why);
         }
+        self.notice(&notices::of_list(&desired, self.settings.registry.server.as_deref()));
         self.stage("pull", begun);
         Ok(desired)
     }

@@ -19,6 +19,9 @@ const IV: usize = 12;
 /// Bytes of the AES-GCM tag.
 const TAG: usize = 16;
 
+/// Bytes of the smallest envelope, which is that of an empty text for a key of 2048 bits.
+const LEAST: usize = 1 + 2048 / 8 + TAG;
+
 /// Why an envelope cannot be opened. Failures with the same cure are not distinguished.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
@@ -44,6 +47,21 @@ pub enum EnvelopeError {
     /// The clear text is not UTF-8.
     #[error("its clear text is not UTF-8: type the value again on the platform")]
     NotUtf8,
+}
+
+impl EnvelopeError {
+    /// Whether the envelope was encrypted for this key, as far as the failure shows it. `None` when it shows nothing.
+    #[must_use]
+    pub fn was_for_this_key(&self) -> Option<bool> {
+        match self {
+            // The RSA part was opened, and what it holds is broken.
+            Self::Damaged | Self::NotUtf8 => Some(true),
+            Self::WrongKey(_) => Some(false),
+            // It is long enough for a smaller key.
+            Self::TooShort { got, .. } if *got >= LEAST => Some(false),
+            Self::TooShort { .. } | Self::NotBase64 | Self::UnknownVersion(_) => None,
+        }
+    }
 }
 
 /// Opens one envelope. This takes about 13 ms of CPU time with a key of 4096 bits.

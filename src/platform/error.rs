@@ -67,6 +67,12 @@ pub enum PlatformError {
         /// Says how to take the place from another manager of this product.
         cure: Cure,
     },
+    /// This manager's key opens none of the values that the platform lists for it.
+    #[error("{what}")]
+    WrongKey {
+        /// Names the fingerprints, and says whether the key was registered.
+        what: String,
+    },
     /// The operation is not in the platform's schema.
     #[error("{operation}: {url} does not know this: {message}")]
     NotSupported { operation: &'static str, url: String, message: String },
@@ -103,6 +109,7 @@ impl PlatformError {
             }
             Self::Explained { general, .. } => *general,
             Self::NotProtocol { .. }
+            | Self::WrongKey { .. }
             | Self::Forbidden { .. }
             | Self::NotSupported { .. }
             | Self::Refused { .. }
@@ -125,6 +132,7 @@ impl PlatformError {
             | Self::Forbidden { .. }
             | Self::TooOld { .. }
             | Self::OtherManager { .. }
+            | Self::WrongKey { .. }
             | Self::NotSupported { .. }
             | Self::Explained { .. } => false,
         }
@@ -142,6 +150,7 @@ impl PlatformError {
                 Cure("give the user's role that capability, or use a token of the manager's own user")
             }
             Self::TooOld { .. } => Cure("upgrade the platform"),
+            Self::WrongKey { .. } => Cure(WRONG_KEY),
             Self::NotSupported { .. } => Cure("compare the platform's version with the ones that the README names"),
             Self::Refused { .. } | Self::Null { .. } | Self::Abandoned { .. } => {
                 Cure("look into the platform's log at this time; the next pass tries again")
@@ -154,6 +163,10 @@ impl PlatformError {
 const REFUSED_BEFORE: [&str; 4] = ["FUNCTIONAL_ERROR", "BAD_USER_INPUT", "VALIDATION_ERROR", "UNSUPPORTED_ERROR"];
 
 const WRONG_ADDRESS: &str = "see that P__URL is the platform itself, with its base path, and not a login page or proxy";
+
+const WRONG_KEY: &str = "give this manager its former key in MANAGER__CREDENTIALS_KEY_FILEPATH (`check` shows the fingerprint of a \
+    key); or, if the new one is meant, make one pass with --accept-new-key or MANAGER__ACCEPT_NEW_KEY=true, and type every secret \
+    again on the platform";
 
 fn status_cure(status: u16) -> &'static str {
     match status {

@@ -55,6 +55,9 @@ pub(crate) fn table(report: &Report) -> String {
 fn lines_of(lane: &LaneReport) -> String {
     let name = lane.lane.label();
     let mut text = String::new();
+    if let Some(registration) = lane.platform.registration.as_ref().filter(|registration| registration.is_news()) {
+        text.push_str(&format!("{name}: {registration}\n"));
+    }
     if let Some(refusal) = &lane.prune_refused {
         text.push_str(&format!("{name}: prune guard: {refusal}\n"));
     }

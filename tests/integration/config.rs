@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use xtm_reconcile::config::{self, Settings};
+use xtm_reconcile::config::{self, Allowed, Settings};
 use xtm_reconcile::exit;
 use xtm_reconcile::orchestrator::OrchestratorSettings;
 use xtm_reconcile::orchestrator::docker::DockerSettings;
@@ -47,7 +47,7 @@ fn without(mut variables: Variables, name: &str) -> Variables {
 
 #[track_caller]
 fn loaded(files: &[PathBuf], variables: Variables) -> Settings {
-    config::load(files, variables.into_iter(), false, &[]).unwrap_or_else(|error| panic!("{:#?}", error.0))
+    config::load(files, variables.into_iter(), Allowed::default(), &[]).unwrap_or_else(|error| panic!("{:#?}", error.0))
 }
 
 #[track_caller]
@@ -61,7 +61,7 @@ fn docker(settings: &Settings) -> &DockerSettings {
 /// The problems, one a line.
 #[track_caller]
 fn problems(files: &[PathBuf], variables: Variables) -> String {
-    let error = config::load(files, variables.into_iter(), false, &[]).expect_err("this cannot be used");
+    let error = config::load(files, variables.into_iter(), Allowed::default(), &[]).expect_err("this cannot be used");
     error.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
@@ -258,6 +258,8 @@ fn unknown_names_are_told_with_the_nearest_known_one_and_meaningless_ones_once()
                 ("OPENCTI__DAEMON__DOCKER__NETWORK", "x"),
                 ("MANAGER__SOMETHING_ELSE_ALTOGETHER", "x"),
                 ("MANAGER__EXECUTE_SCHEDULE", "10"),
+                ("MANAGER__PING_ALIVE_SCHEDULE", "60"),
+                ("MANAGER__LOGGER__DIRECTORY", "true"),
                 ("OPENCTI__LOGS_SCHEDULE", "10"),
                 ("OPENAEV__URL", "http://openaev"),
                 ("OPENCTI__DAEMON__KUBERNETES__IMAGE_PULL_POLICY", "Always"),
@@ -278,7 +280,8 @@ fn unknown_names_are_told_with_the_nearest_known_one_and_meaningless_ones_once()
     }
     let meaningless: Vec<&str> = told.lines().filter(|line| line.contains("without meaning")).collect();
     assert_eq!(meaningless.len(), 1, "{told}");
-    expect_all(meaningless[0], &["MANAGER__EXECUTE_SCHEDULE", "OPENCTI__LOGS_SCHEDULE"], "meaningless");
+    let named = ["EXECUTE_SCHEDULE", "PING_ALIVE_SCHEDULE", "LOGGER__DIRECTORY", "OPENCTI__LOGS_SCHEDULE"];
+    expect_all(meaningless[0], &named, "meaningless");
     assert_eq!(told.lines().count(), 5, "nothing else is noted:\n{told}");
     assert!(!told.contains("hunter2"));
 }

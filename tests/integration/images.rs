@@ -169,7 +169,10 @@ fn a_login_goes_to_its_own_registry_alone() {
         ("OPENCTI__DAEMON__REGISTRY__USERNAME", "somebody"),
         ("OPENCTI__DAEMON__REGISTRY__PASSWORD", "a-password-of-ours"),
     ];
-    pass(&scene, &settings, exit::CONNECTOR_FAILED);
+    let (report, _) = pass(&scene, &settings, exit::CONNECTOR_FAILED);
+    let notices = report["notices"].to_string();
+    let passed_by = format!("({other}/some/image:1)");
+    assert!(notices.contains("come from there and not from registry.example.org") && notices.contains(&passed_by));
     let first = heard.recv_timeout(SOON).expect("the engine asks the other registry");
     let all: Vec<String> = std::iter::once(first).chain(heard.try_iter()).collect();
     assert!(all.iter().all(|request| !request.to_ascii_lowercase().contains("authorization:")), "{all:?}");
@@ -177,7 +180,8 @@ fn a_login_goes_to_its_own_registry_alone() {
     // The same when that one is the configured registry: so the above can fail.
     let mut settings = settings;
     settings[0].1 = &other;
-    pass(&scene, &settings, exit::CONNECTOR_FAILED);
+    let (report, _) = pass(&scene, &settings, exit::CONNECTOR_FAILED);
+    assert_eq!(report["notices"], serde_json::json!([]), "its own registry is the configured one");
     let all: Vec<String> = heard.try_iter().collect();
     assert!(all.iter().any(|request| request.contains("Authorization: Basic")), "{all:?}");
 }

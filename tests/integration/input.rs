@@ -62,6 +62,11 @@ fn values_arrive_as_the_platform_has_them_in_clear_and_in_both_envelopes_of_ever
             });
             let outcome = scene.pass().expect_code(exit::OK.into());
             nothing_shown(&outcome, &["a=b=c==", "outer spaces", &long[..64], "日本語"]);
+            let named = format!(
+                "null) for variables that are therefore not set, so that the connector's own defaults hold: {} (NULL)",
+                scene.manager.connector_name("null")
+            );
+            assert!(outcome.lane()["notices"].to_string().contains(&named), "{named}: {outcome:?}");
             for id in ["id-clear", "id-sealed"] {
                 let container = container_of(&scene, id);
                 for (name, value) in &values {

@@ -73,6 +73,8 @@ fn both_platforms_are_served_in_one_pass_with_locks_records_and_reports_of_their
         assert_eq!(lane(&report, name)["counts"]["steps"], json!({"deploy": 1}), "{report:#}");
         let container = scene.on(name, id);
         assert!(container.running() && container.name == full, "{container:?}");
+        let urls = ["OPENCTI_URL", "OPENAEV_URL"].map(|variable| container.env.contains_key(variable));
+        assert_eq!(urls, [name == OPENCTI, name == OPENAEV], "the URL of its own platform alone: {container:?}");
     }
     let markers = scene.markers();
     for name in [OPENCTI, OPENAEV] {

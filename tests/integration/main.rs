@@ -13,6 +13,7 @@ mod lock;
 mod memory;
 mod moves;
 mod network;
+mod new_key;
 mod openaev;
 mod overlap;
 mod platform;

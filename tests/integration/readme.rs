@@ -94,3 +94,69 @@ fn every_exit_code_of_the_readme_is_one_of_the_programs() {
     ];
     assert_eq!(listed, known);
 }
+
+/// The test that shows what each row of the table about the daemon claims, by the row's first cell.
+const SHOWN_BY: [(&str, &str, &str); 20] = [
+    ("Its workloads", "refresh.rs", "containers_of_the_daemon_are_adopted_as_they_are_and_looked_at_once"),
+    ("`MANAGER__ID`, `P__TOKEN` as", "config.rs", "everything_wrong_is_told_at_once_with_a_cure_and_nothing_is_begun"),
+    (
+        "`MANAGER__CREDENTIALS_KEY`",
+        "config.rs",
+        "keys_of_every_size_and_form_are_taken_inline_with_escaped_lines_and_from_files",
+    ),
+    (
+        "A key that opens nothing",
+        "new_key.rs",
+        "a_key_that_opens_nothing_is_refused_with_both_fingerprints_and_the_former_one_goes_on_quietly",
+    ),
+    ("`COMPOSER_ENV`", "config/layers.rs", "an_environment_of_the_daemon_without_files_is_a_warning_that_names_them"),
+    ("A value that is no", "config.rs", "everything_wrong_is_told_at_once_with_a_cure_and_nothing_is_begun"),
+    ("An empty variable", "config/layers.rs", "an_empty_variable_does_not_hide_what_a_file_says"),
+    ("Lists and maps", "config/orchestrators.rs", "lists_and_maps_come_by_comma_json_and_index"),
+    (
+        "`P__DAEMON__SELECTOR`",
+        "config/orchestrators.rs",
+        "a_cluster_comes_from_a_kubeconfig_the_pod_or_the_home_folder",
+    ),
+    ("`swarm`", "config.rs", "what_this_version_does_not_support_is_refused_by_name"),
+    ("The local Docker socket", "config/orchestrators.rs", "the_engine_is_named_as_the_docker_client_names_it"),
+    ("No restart policy", "refresh.rs", "a_connector_goes_through_its_whole_life"),
+    ("`P__DAEMON__REGISTRY__SERVER`", "images.rs", "a_login_goes_to_its_own_registry_alone"),
+    ("OpenCTI's registry", "config/lanes.rs", "options_that_the_daemon_took_from_opencti_for_both_are_told_of"),
+    ("`OPENCTI_URL`", "lanes.rs", "both_platforms_are_served_in_one_pass_with_locks_records_and_reports_of_their_own"),
+    ("`P__NO_PROXY`", "network.rs", "with_proxy_the_platform_is_reached_through_it_and_connectors_are_given_it"),
+    (
+        "`HTTP_PROXY`",
+        "config/layers.rs",
+        "of_two_spellings_the_one_in_capitals_wins_whatever_their_order_unless_it_is_empty",
+    ),
+    (
+        "`P__HTTPS_PROXY_CA`",
+        "network.rs",
+        "a_proxy_with_a_ca_of_its_own_is_trusted_and_the_ca_is_in_the_connectors_container",
+    ),
+    (
+        "A clear value that is null",
+        "input.rs",
+        "values_arrive_as_the_platform_has_them_in_clear_and_in_both_envelopes_of_every_key_size",
+    ),
+    (
+        "`MANAGER__EXECUTE_SCHEDULE`",
+        "config.rs",
+        "unknown_names_are_told_with_the_nearest_known_one_and_meaningless_ones_once",
+    ),
+];
+
+#[test]
+fn every_row_about_the_daemon_has_a_test_that_shows_it() {
+    let (_, section) = README.split_once("| of the daemon |").expect("the README has this table");
+    let (table, _) = section.split_once("\n\n").expect("the table ends");
+    let rows: Vec<&str> = table.lines().skip(2).collect();
+    assert_eq!(rows.len(), SHOWN_BY.len(), "{rows:#?}");
+    for (row, (begins, file, test)) in rows.iter().zip(SHOWN_BY) {
+        assert!(row.starts_with(&format!("| {begins}")), "{row} should begin with {begins}");
+        let source = crate::support::repository().join("tests/integration").join(file);
+        let source = fs::read_to_string(source).unwrap();
+        assert!(source.contains(&format!("#[test]\nfn {test}()")), "{file} has no test {test}");
+    }
+}

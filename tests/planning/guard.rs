@@ -7,6 +7,7 @@ use xtm_reconcile::desired::{self, Desired, Listing, WireConnector};
 use xtm_reconcile::memory::Memory;
 use xtm_reconcile::model::Observed;
 use xtm_reconcile::plan::{LoopAction, Plan, Policy, PrunePolicy, PruneRefusal, RemoveReason, Step, plan};
+use xtm_reconcile::probation::ProbationRule;
 use xtm_reconcile::restart_window::LoopRule;
 
 use crate::generate::{check, now};
@@ -16,6 +17,7 @@ const POLICY: Policy = Policy {
     loop_rule: LoopRule { window_s: 300, limit: 3 },
     loop_action: LoopAction::Report,
     prune: PrunePolicy { allow: false, max_percent: 50 },
+    probation: ProbationRule { length_s: 60, after_restart_s: 300 },
     release: None,
 };
 

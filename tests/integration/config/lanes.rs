@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use xtm_reconcile::config::variables::{declared, markdown};
-use xtm_reconcile::config::{self, Settings};
+use xtm_reconcile::config::{self, Allowed, Settings};
 use xtm_reconcile::exit;
 use xtm_reconcile::model::PlatformKind::{self, OpenAev, OpenCti};
 use xtm_reconcile::orchestrator::OrchestratorSettings;
@@ -45,7 +45,7 @@ fn lane(settings: &Settings, platform: PlatformKind) -> &LaneSettings {
 }
 
 fn selected(variables: Variables, platforms: &[PlatformKind]) -> Result<Settings, String> {
-    config::load(&[], variables.into_iter(), false, platforms)
+    config::load(&[], variables.into_iter(), Allowed::default(), platforms)
         .map_err(|error| error.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
 }
 

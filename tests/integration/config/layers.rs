@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use xtm_reconcile::config::{self, Allowed};
+
 use super::{TOKEN, Variables, docker, file, good, loaded, notices, problems, with, without};
 use crate::support::{KeyForm, TestKey};
 use crate::watch::expect_all;
@@ -208,4 +210,64 @@ fn broken_yaml_is_told_with_its_place_and_without_its_content() {
     }
     let missing = [PathBuf::from("/nowhere/default.yaml")];
     expect_all(&problems(&missing, good()), &["--config", "cannot read /nowhere/default.yaml"], "missing");
+}
+
+#[test]
+fn an_empty_variable_does_not_hide_what_a_file_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let yaml =
+        "manager: {name: Of the file}\nopencti:\n  daemon:\n    docker: {dns: [10.0.0.1], network_mode: bridge}\n";
+    let yaml = PathBuf::from(file(folder.path(), "default.yaml", yaml, 0o600));
+    let token = file(folder.path(), "token", "of-the-file", 0o600);
+    let with_token =
+        PathBuf::from(file(folder.path(), "token.yaml", &format!("opencti: {{token_file: {token}}}"), 0o600));
+    let empty = [
+        ("MANAGER__NAME", ""),
+        ("OPENCTI__DAEMON__DOCKER__NETWORK_MODE", " "),
+        ("OPENCTI__DAEMON__DOCKER__DNS", ""),
+        ("OPENCTI__DAEMON__DOCKER__DNS__0", ""),
+        ("OPENCTI__TOKEN", ""),
+        ("MANAGER__CREDENTIALS_KEY_FILE", ""),
+        ("OPENCTI__DAEMON__SELCTOR", ""),
+    ];
+    let settings = loaded(&[yaml, with_token], with(good(), &empty));
+    assert_eq!(settings.manager.name, "Of the file");
+    let container = &docker(&settings).container;
+    assert_eq!(container.network_mode.as_deref(), Some("bridge"));
+    assert_eq!(container.dns.as_deref().unwrap(), ["10.0.0.1"]);
+    assert_eq!(settings.lanes[0].platform.endpoint.token.expose(), "of-the-file");
+    let told = notices(&settings);
+    expect_all(&told, &["OPENCTI__DAEMON__SELCTOR is no variable", "did you mean OPENCTI__DAEMON__SELECTOR?"], "names");
+    assert_eq!(told.lines().count(), 1, "{told}");
+}
+
+#[test]
+fn of_two_spellings_the_one_in_capitals_wins_whatever_their_order_unless_it_is_empty() {
+    let proxied = [("OPENCTI__WITH_PROXY", "true")];
+    let proxy = |given: [(&str, &str); 2]| {
+        let own = with(good(), &proxied).into_iter();
+        let spelled = given.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned()));
+        let settings = config::load(&[], own.chain(spelled), Allowed::default(), &[]).unwrap();
+        settings.lanes[0].platform.endpoint.proxy.as_ref().unwrap().expose().to_owned()
+    };
+    let (upper, lower) = (("HTTP_PROXY", "http://upper:1"), ("http_proxy", "http://lower:1"));
+    assert_eq!([proxy([upper, lower]), proxy([lower, upper])], ["http://upper:1", "http://upper:1"]);
+    let empty = ("HTTP_PROXY", "");
+    assert_eq!([proxy([empty, lower]), proxy([lower, empty])], ["http://lower:1", "http://lower:1"]);
+}
+
+#[test]
+fn an_environment_of_the_daemon_without_files_is_a_warning_that_names_them() {
+    let staging = || with(good(), &[("COMPOSER_ENV", "staging")]);
+    let settings = loaded(&[], staging());
+    let [warning] = settings.notices.as_slice() else { panic!("one notice: {:?}", settings.notices) };
+    assert!(warning.warning);
+    let named = ["COMPOSER_ENV=staging", "--config config/default.yaml --config config/staging.yaml", "unset it"];
+    expect_all(&warning.message, &named, "without files");
+
+    let folder = tempfile::tempdir().unwrap();
+    let yaml = PathBuf::from(file(folder.path(), "staging.yaml", "manager: {name: Of the file}\n", 0o600));
+    let settings = loaded(&[yaml], staging());
+    assert!(settings.notices.iter().all(|notice| !notice.warning), "{:?}", settings.notices);
+    assert_eq!(loaded(&[], with(good(), &[("COMPOSER_ENV", "")])).notices, []);
 }

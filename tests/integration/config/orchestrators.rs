@@ -37,7 +37,19 @@ fn a_cluster_comes_from_a_kubeconfig_the_pod_or_the_home_folder() {
     assert_eq!(place(&second), format!("the cluster of context two in {path}"));
     std::fs::create_dir(folder.path().join(".kube")).unwrap();
     let home = file(&folder.path().join(".kube"), "config", KUBECONFIG, 0o600);
-    assert_eq!(place(&[("HOME", folder.path().to_str().unwrap())]), format!("the cluster of {home}"));
+    let at_home = [("HOME", folder.path().to_str().unwrap())];
+    let chosen = [at_home[0], ("OPENCTI__DAEMON__SELECTOR", "kubernetes")];
+    assert_eq!(place(&chosen), format!("the cluster of {home}"));
+    // Nothing says that the connectors belong there, and an operator of a Docker engine may have forgotten a file.
+    for selector in ["", " "] {
+        let forgotten = with(bare.clone(), &[at_home[0], ("OPENCTI__DAEMON__SELECTOR", selector)]);
+        let told = problem(forgotten);
+        expect_all(
+            &told,
+            &["OPENCTI__DAEMON__SELECTOR: it is not set", &home, "set it to docker, or to kubernetes"],
+            "home",
+        );
+    }
     // A list, as kubectl takes it: what is not there is left out, unless nothing is.
     assert_eq!(place(&[("KUBECONFIG", &format!("/not/there:{path}"))]), format!("the cluster of {path}"));
 

@@ -80,6 +80,7 @@ fn a_secret_that_the_platform_encrypts_for_the_former_key_rejects_its_instance_a
         let cached = composer(&scene).unwrap().public_key;
         scene.platform.edit(|state| state.openaev.key_cache = Some(cached));
         scene.0.key = TestKey::rsa(present, KeyForm::Pkcs8);
+        scene.pass(exit::OK);
         scene.instance_with("a", |instance| instance.secret("KEY", "hunter2"));
         for _ in 0..2 {
             let report = scene.pass(exit::CONNECTOR_FAILED);
@@ -93,6 +94,49 @@ fn a_secret_that_the_platform_encrypts_for_the_former_key_rejects_its_instance_a
         });
         scene.pass(exit::OK);
         assert_eq!(scene.container_of("id-a").env["KEY"], "hunter2");
+    }
+}
+
+#[test]
+fn a_key_that_opens_nothing_is_not_registered_and_one_that_had_to_be_is_refused_in_every_later_pass() {
+    let scene = Aev::new("wrong-key");
+    scene.instance_with("a", |instance| instance.secret("KEY", "hunter2"));
+    scene.pass(exit::OK);
+    let right = composer(&scene).unwrap().public_key;
+    let wrong = TestKey::rsa(3072, KeyForm::Pkcs8);
+    let wrong = || scene.program().var("MANAGER__CREDENTIALS_KEY_FILEPATH", &wrong.path);
+    let refused = |what: &str, program: Binary, told: &[&str]| {
+        let watch = Watch::new(&scene);
+        let report = program.run().expect_code(exit::PLATFORM.into()).lane();
+        watch.expect_untouched(what);
+        expect_all(&faults(&report), told, what);
+        expect_all(&faults(&report), &["opens none", "--accept-new-key", "MANAGER__CREDENTIALS_KEY_FILEPATH"], what);
+        report["platform"]["registration"].as_str().unwrap().to_owned()
+    };
+    let told = refused("known", wrong(), &["has the fingerprint", "this pass does not register it"]);
+    assert_eq!(told, "not registered: this manager has another key");
+    refused("plan", wrong().arg("plan"), &["this pass does not register it"]);
+    assert_eq!(composer(&scene).unwrap().public_key, right);
+
+    // Another composer has the place, and the list is given to the registered one alone.
+    for forget in [false, true] {
+        set_composer(&scene, Some(other(3)));
+        if forget {
+            scene.records().iter().for_each(|record| scene.engine.remove(&record.id));
+        }
+        let taking = || wrong().var("OPENAEV__TAKE_OVER", "true");
+        let told = refused("taken", taking(), &["had to be registered before it could be tried"]);
+        assert_eq!(told, "registered: the platform did not know this manager");
+        assert_ne!(composer(&scene).unwrap().public_key, right);
+        scene.platform.clear_journal();
+        refused("again", wrong(), &["this pass does not register it"]);
+        assert_eq!(scene.platform.calls(REGISTER), []);
+        // The way back.
+        let report = scene.pass(exit::OK);
+        assert_eq!(report["platform"]["registration"], "registered: there is no memory of an earlier registration");
+        assert_eq!(composer(&scene).unwrap().public_key, right);
+        let report = scene.pass(exit::OK);
+        assert_eq!(report["platform"]["registration"], "known", "{report:#}");
     }
 }
 
