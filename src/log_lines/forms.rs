@@ -17,7 +17,7 @@ pub(super) const SECRET_MIN: usize = 4;
 const KEPT: [&str; 5] = ["~", "*", "~!*'()", "~!*'();/?:@&=+$,#", "~/"];
 
 /// One form of a secret.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub(super) struct Form {
     pub(super) text: Secret,
     /// Whether the character of Base64 before the text also has some bits of the secret.

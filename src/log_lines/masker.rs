@@ -14,8 +14,7 @@ use crate::secret::Secret;
 /// small and quick to make, and of a secret no more than this much of each form stays in memory that is not wiped.
 const BEGINNING: usize = 8;
 
-/// Masks the secrets that it was made of.
-#[derive(Debug)]
+/// Masks the secrets that it was made of. It has no `Debug`, because that would show their beginnings.
 pub(super) struct Masker {
     /// Finds the beginnings of all forms. `None` when there are none, or when they are too many for an automaton.
     beginnings: Option<AhoCorasick>,
@@ -282,11 +281,5 @@ mod tests {
             assert_eq!(shown(&[secret], line), line, "too short");
         }
         assert_eq!(shown(&["tab\tinside"], "<tab\tinside>"), format!("<{MASK}>"));
-    }
-
-    #[test]
-    fn neither_a_masker_nor_its_forms_show_a_secret_to_a_debugger() {
-        let masker = masker(&["s3cret-value"]);
-        assert!(!format!("{:?}", masker.forms.values().collect::<Vec<_>>()).contains("s3cret"));
     }
 }
