@@ -173,3 +173,39 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let unreadable = |error| format!("{} cannot be read: {error}", path.display());
     CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect::<Result<_, _>>().map_err(unreadable)
 }
+
+#[cfg(test)]
+mod tests {
+    use bollard::BollardRequest;
+    use bytes::Bytes;
+
+    use super::{ApiVersion, with_version};
+
+    fn sent(uri: &str, version: Option<ApiVersion>) -> String {
+        let mut request = BollardRequest::new(bollard::body_full(Bytes::new()));
+        *request.uri_mut() = uri.parse().unwrap();
+        with_version(request, version).uri().to_string()
+    }
+
+    #[test]
+    fn a_path_gets_the_version_whether_the_library_gave_it_one_or_not() {
+        let version = Some(ApiVersion { major: 1, minor: 41 });
+        for (given, versioned, bare) in [
+            ("unix://2f72/info?a=%7B", "unix://2f72/v1.41/info?a=%7B", "unix://2f72/info?a=%7B"),
+            ("http://h:1/v1.53/info?a=b", "http://h:1/v1.41/info?a=b", "http://h:1/info?a=b"),
+            ("https://[::1]:2/version", "https://[::1]:2/v1.41/version", "https://[::1]:2/version"),
+            ("http://h/volumes/v1.2/x", "http://h/v1.41/volumes/v1.2/x", "http://h/volumes/v1.2/x"),
+            ("http://h/vx/y", "http://h/v1.41/vx/y", "http://h/vx/y"),
+        ] {
+            assert_eq!(sent(given, version), versioned);
+            assert_eq!(sent(given, None), bare);
+        }
+    }
+
+    #[test]
+    fn nothing_goes_out_without_the_version_when_the_path_leaves_no_room_for_it() {
+        let long = format!("http://h/{}", "x".repeat(65_520));
+        let uri = sent(&long, Some(ApiVersion { major: 1, minor: 41 }));
+        assert_eq!(uri, "/", "a URI without a host, which the client refuses");
+    }
+}
