@@ -30,8 +30,8 @@ pub(super) struct Source {
 
 impl Source {
     /// Reads all layers: `files` in order, of which later ones win, and then `environment`, which wins over all except
-    /// where it is empty. Files that hold secrets are read only when the secret is asked for, because nobody needs those of a platform without a
-    /// lane.
+    /// where it is empty. Files that hold secrets are read only when the secret is asked for, because nobody needs those
+    /// of a platform without a lane.
     pub(super) fn read(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Self {
         let mut problems = Vec::new();
         let mut texts = Texts::new();

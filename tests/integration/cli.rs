@@ -48,7 +48,18 @@ fn a_new_key_is_private_never_overwrites_and_is_one_that_the_program_takes() {
 #[test]
 fn arguments_are_explained_and_wrong_ones_refused() {
     let help = program().arg("--help").run().expect_code(exit::OK.into());
-    let told = ["run", "plan", "check", "keygen", "completions", "--config", "--allow-prune", "Exit codes", "Examples"];
+    let told = [
+        "run",
+        "plan",
+        "check",
+        "keygen",
+        "completions",
+        "--config",
+        "--allow-prune",
+        "--accept-new-key",
+        "Exit codes",
+        "Examples",
+    ];
     expect_all(&help.stdout, &told, "--help");
     assert!(help.stderr.is_empty());
     let version = program().arg("--version").run().expect_code(exit::OK.into());

@@ -98,6 +98,7 @@ fn everything_wrong_is_told_at_once_with_a_cure_and_nothing_is_begun() {
         ("MANAGER__CONCURRENCY", "0", "from 1 to 64"),
         ("MANAGER__MAX_REMOVALS_PERCENT", "101", "from 0 to 100"),
         ("MANAGER__ALLOW_PRUNE", "perhaps", "neither true nor false"),
+        ("MANAGER__ACCEPT_NEW_KEY", "perhaps", "neither true nor false"),
         ("MANAGER__REBOOT_LOOP__ACTION", "panic", "use report or stop"),
         ("MANAGER__LOGS_TAIL", "-1", "from 0 to 10000"),
         ("MANAGER__LOGGER__LEVEL", "loud", "no level"),

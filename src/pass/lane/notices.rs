@@ -22,7 +22,10 @@ fn of_unset_variables(desired: &Desired) -> Option<String> {
     let concerned: Vec<String> = concerned.collect();
     (!concerned.is_empty()).then(|| {
         let who = some_of(concerned);
-        format!("the platform gives no value (null) for variables that are therefore not set, so that the connector's own defaults hold: {who}")
+        format!(
+            "the platform gives no value (null) for variables that are therefore not set, so that the connector's own \
+             defaults hold: {who}"
+        )
     })
 }
 
