@@ -78,10 +78,9 @@ impl ProbationRule {
                     failed
                 }
             }
-            Phase::Restarting | Phase::Broken => failed,
             // An earlier pass stopped it on request; after that the platform shows it as stopped.
             Phase::Exited if shown == Some(CurrentStatus::Stopped) => Verdict::Down,
-            Phase::Exited => failed,
+            Phase::Restarting | Phase::Broken | Phase::Exited => failed,
             Phase::Created | Phase::Stopped | Phase::Paused | Phase::Ending | Phase::Pending | Phase::Multiplied => {
                 Verdict::Down
             }

@@ -124,7 +124,7 @@ impl<'a> Decided<'a> {
         let earlier = before.and_then(|memory| memory.refused.as_ref());
         let refused =
             failed.hash.as_ref().map(|hash| RefusedStart::again(earlier, hash, Some(failure), true, self.now));
-        let memory = ConnectorMemory { window, log, refused, ..ConnectorMemory::default() };
+        let memory = ConnectorMemory { window, refused, log, ..ConnectorMemory::default() };
         self.connectors.insert(connector.id.clone(), memory);
         let step = Step::RollBack {
             failed: failed.handle.clone(),

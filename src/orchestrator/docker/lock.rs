@@ -420,7 +420,10 @@ mod tests {
     fn a_pass_that_slept_does_not_trust_its_last_sign_of_life() {
         let now = Moment::now();
         let slept = Moment { wall: now.wall - Duration::from_mins(2), ..now };
-        let set_back = Moment { steady: now.steady - Duration::from_mins(2), wall: now.wall + Duration::from_hours(1) };
+        let set_back = Moment {
+            steady: now.steady.checked_sub(Duration::from_mins(2)).unwrap(),
+            wall: now.wall + Duration::from_hours(1),
+        };
         assert!(now.age() < TRUSTED && slept.age() >= TRUSTED && set_back.age() >= TRUSTED);
     }
 }

@@ -43,7 +43,9 @@ impl Lane<'_> {
                 settle::put_in_place(outcomes, rolled_back, &plan, &places);
             }
         }
-        self.stage("settle", begun);
+        if !refreshed.is_empty() {
+            self.stage("settle", begun);
+        }
         let until = verdicts.into_iter().filter_map(|(id, verdict)| match verdict {
             Verdict::Until(until) => Some((id, until)),
             _ => None,
