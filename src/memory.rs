@@ -103,11 +103,14 @@ pub struct Memory {
     /// that could not look leaves it as it was. Orchestrators keep it with what each pass writes anyway when it gives the
     /// lock back. Two memories that differ only in it are equal, so that it never causes a write.
     pub last_pass: Option<Timestamp>,
+    /// Whether there is no record that could be read, so that everything above is empty. It is no part of what is stored
+    /// either.
+    pub no_record: bool,
 }
 
 impl PartialEq for Memory {
     fn eq(&self, other: &Self) -> bool {
-        let Self { registration, connectors, adopted, xtm_one, last_pass: _ } = self;
+        let Self { registration, connectors, adopted, xtm_one, last_pass: _, no_record: _ } = self;
         *registration == other.registration
             && *connectors == other.connectors
             && *adopted == other.adopted
@@ -215,7 +218,7 @@ pub(crate) fn next(
     let registration = findings.registration.clone().or_else(|| recalled.registration.clone());
     let xtm_one = recalled.xtm_one.clone();
     let last_pass = findings.planned.as_ref().and(findings.looked_at).or(recalled.last_pass);
-    (Memory { registration, connectors, adopted, xtm_one, last_pass }, assessments)
+    (Memory { registration, connectors, adopted, xtm_one, last_pass, no_record: false }, assessments)
 }
 
 fn another_refusal(earlier: Option<&RefusedStart>, hash: &ConfigHash, now: Timestamp) -> RefusedStart {
@@ -253,6 +256,7 @@ mod tests {
             adopted: [("h1".to_owned(), hash("1111")), ("h2".to_owned(), hash("2222"))].into(),
             xtm_one: XtmOneMemory { without_named_tokens: Some("7.0.0".to_owned()), ..XtmOneMemory::default() },
             last_pass: None,
+            no_record: false,
         }
     }
 

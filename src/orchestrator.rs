@@ -233,7 +233,7 @@ pub(crate) struct Observation {
     pub(crate) observed: Observed,
     /// What an earlier pass stored on the workloads themselves. Empty where the orchestrator stores it elsewhere.
     pub(crate) remembered: BTreeMap<ConnectorId, ConnectorMemory>,
-    /// One sentence for each part of `remembered` that cannot be read.
+    /// One sentence for each part of `remembered` that cannot be read, and one when everything is lost.
     pub(crate) notices: Vec<String>,
     /// Hashes of workloads that carry no hash label, by engine id. The pass remembers them, so that it reads them only
     /// once.

@@ -271,12 +271,12 @@ pub enum Skip {
 pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Policy, now: Timestamp) -> Plan {
     let groups = keeper::group(observed);
     let kept = keeper::choose(desired, &groups);
-    let prune::Verdict { refusal, guarded } = prune::judge(desired, &groups, memory, policy.prune);
+    let prune::Verdict { refusal, guarded } = prune::judge(desired, observed, &groups, memory, policy.prune);
     let claims = names::Claims::new(desired, observed);
     let removals = keeper::removals(desired, &groups, &kept, &claims, refusal.is_some());
     let names = names::Names::new(claims, observed, &removals);
 
-    let mut decided = decide::Decided::new(memory, policy, now);
+    let mut decided = decide::Decided::new(memory, observed.record_lost, policy, now);
     for (id, connector) in &desired.connectors {
         decided.connector(connector, kept.get(id).copied(), &names);
     }

@@ -17,6 +17,11 @@ use crate::render::docker::RestartPolicy;
 use crate::render::{LABEL_CONNECTOR, LABEL_HASH, LABEL_MANAGER, LABEL_PLATFORM, VARIABLE_HASH};
 use crate::secret::Secret;
 
+const RECORD_LOST: &str = "there is no memory of earlier passes, although containers that they made are here: restart \
+    histories begin anew, a connector that is down after more restarts than MANAGER__REBOOT_LOOP__LIMIT counts as held if \
+    loops are stopped, and removals beyond MANAGER__MAX_REMOVALS_PERCENT wait for --allow-prune. `docker system prune` and \
+    `docker container prune` remove it, unless they are given `--filter label!=xtm-reconcile.manager`";
+
 impl Docker {
     /// Lists the containers that match, in whatever state they are.
     pub(super) async fn list(
@@ -47,6 +52,7 @@ impl Docker {
                 Ok(mut workload) => {
                     let known = memory.adopted.get(&workload.handle.0);
                     let adopted = workload.hash.is_none();
+                    observation.observed.record_lost |= memory.no_record && !adopted;
                     if let (true, Some(hash)) = (adopted, known) {
                         observation.adopted.insert(workload.handle.0.clone(), hash.clone());
                         workload.hash = Some(hash.clone());
@@ -66,6 +72,9 @@ impl Docker {
                     }
                 }
             }
+        }
+        if observation.observed.record_lost {
+            observation.notices.push(RECORD_LOST.to_owned());
         }
         let looks = futures_util::stream::iter(open.into_iter().map(|(workload, adopted)| async move {
             let look = self.look_at(&workload.handle).await;

@@ -95,8 +95,9 @@ impl Docker {
                 }
             }
         }
-        if let Some((_, labels)) = best {
-            read_labels(&labels, &mut records.recalled);
+        match best {
+            Some((_, labels)) => read_labels(&labels, &mut records.recalled),
+            None => records.recalled.memory.no_record = true,
         }
         records.recalled.stale |= records.ids.len() > 1 || !records.recalled.notices.is_empty();
         Ok(records)
