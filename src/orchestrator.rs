@@ -77,7 +77,9 @@ pub(crate) trait Orchestrator: Send + Sync + 'static {
         ttl: Duration,
     ) -> impl Future<Output = Result<Self::Lock, OrchestratorError>> + Send;
 
-    /// Releases the lock, so that the next pass need not wait until it expires.
+    /// Releases the lock, so that the next pass need not wait until it expires. What it writes for that also keeps
+    /// [`Memory::last_pass`] of the memory that was remembered last, so that [`Orchestrator::recall`] finds it. An
+    /// orchestrator that keeps no such time recalls none, and then reboot loops are judged from what was stored alone.
     fn unlock(&self, permit: Permit, lock: Self::Lock) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
 
     /// Reads what the last pass stored for the manager. Parts that cannot be read are empty and named in the notices.
