@@ -171,7 +171,8 @@ pub fn undone(
             }
             // Also when it failed half-way: what was replaced has to run again, and the next pass sees to that.
             Decision::Step(Step::RollBack { hash: Some(hash), failure, .. }) => {
-                Undone::RefusedStart { hash: hash.clone(), failure: Some(*failure), former_ran: true }
+                let failure = error.failure().or(Some(*failure));
+                Undone::RefusedStart { hash: hash.clone(), failure, former_ran: true }
             }
             _ => Undone::AsBefore,
         };

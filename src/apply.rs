@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt};
@@ -12,6 +13,7 @@ use crate::model::{ConnectorId, Handle, PlatformKind};
 use crate::orchestrator::{LastLog, LogRead, LogRequest, Orchestrator, OrchestratorError, StepContext, StepError};
 use crate::plan::{Plan, Step};
 use crate::prepare::Prepared;
+use crate::probation::Failure;
 use crate::stop::Stop;
 
 /// How many log lines of a workload that failed on probation a message shows.
@@ -107,7 +109,8 @@ impl<O: Orchestrator> Applier<'_, O> {
         }
         let wanted = self.last_logs.get(connector).filter(|_| step.ends_log_of().is_some());
         let last_log = wanted.cloned().map(LastLog::new);
-        let context = StepContext { spec, stop: self.stop, last_log: last_log.as_ref() };
+        let exit_code = OnceLock::new();
+        let context = StepContext { spec, stop: self.stop, last_log: last_log.as_ref(), exit_code: &exit_code };
         let done = self.orchestrator.execute(self.permit, step, context);
         // A panic in the work on one connector must not end the work on the others.
         let result = AssertUnwindSafe(done)
@@ -123,7 +126,8 @@ impl<O: Orchestrator> Applier<'_, O> {
         // For the connector, a roll-back that succeeds is a refresh that failed.
         let result = match (step, result) {
             (Step::RollBack { failure, .. }, Ok(_)) => {
-                Err(StepError::Unstable { failure: *failure, log: last_lines(last_log.as_ref()) })
+                let failure = Failure { exit_code: failure.exit_code.or(exit_code.get().copied()), ..*failure };
+                Err(StepError::Unstable { failure, log: last_lines(last_log.as_ref()) })
             }
             (_, result) => result,
         };

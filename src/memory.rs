@@ -126,15 +126,22 @@ pub struct Memory {
     /// that could not look leaves it as it was. Orchestrators keep it with what each pass writes anyway when it gives the
     /// lock back. Two memories that differ only in it are equal, so that it never causes a write.
     pub last_pass: Option<Timestamp>,
+    /// Whether passes since the last look at the workloads gave the platform a heartbeat, so that its time says nothing
+    /// about that look.
+    pub blind: bool,
+    /// Whether there is no record that could be read, so that everything above is empty. It is no part of what is stored
+    /// either.
+    pub no_record: bool,
 }
 
 impl PartialEq for Memory {
     fn eq(&self, other: &Self) -> bool {
-        let Self { registration, connectors, adopted, xtm_one, last_pass: _ } = self;
+        let Self { registration, connectors, adopted, xtm_one, blind, last_pass: _, no_record: _ } = self;
         *registration == other.registration
             && *connectors == other.connectors
             && *adopted == other.adopted
             && *xtm_one == other.xtm_one
+            && *blind == other.blind
     }
 }
 
@@ -247,7 +254,9 @@ pub(crate) fn next(
     let registration = findings.registration.as_ref().or(earlier).cloned();
     let xtm_one = recalled.xtm_one.clone();
     let last_pass = findings.planned.as_ref().and(findings.looked_at).or(recalled.last_pass);
-    (Memory { registration, connectors, adopted, xtm_one, last_pass }, assessments)
+    // The heartbeat comes right before the registration is known.
+    let blind = findings.planned.is_none() && (recalled.blind || findings.registration.is_some());
+    (Memory { registration, connectors, adopted, xtm_one, last_pass, blind, no_record: false }, assessments)
 }
 
 #[cfg(test)]
@@ -280,6 +289,8 @@ mod tests {
             adopted: [("h1".to_owned(), hash("1111")), ("h2".to_owned(), hash("2222"))].into(),
             xtm_one: XtmOneMemory { without_named_tokens: Some("7.0.0".to_owned()), ..XtmOneMemory::default() },
             last_pass: None,
+            blind: false,
+            no_record: false,
         }
     }
 

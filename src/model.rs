@@ -479,4 +479,6 @@ pub struct Observed {
     pub foreign: BTreeMap<String, String>,
     /// Connectors with a workload that could not be looked at closely, and why. The plan decides nothing about them.
     pub failed: BTreeMap<ConnectorId, String>,
+    /// Whether earlier passes of this program made some of the workloads, and what they remembered is gone.
+    pub record_lost: bool,
 }

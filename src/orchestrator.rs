@@ -79,7 +79,9 @@ pub(crate) trait Orchestrator: Send + Sync + 'static {
         ttl: Duration,
     ) -> impl Future<Output = Result<Self::Lock, OrchestratorError>> + Send;
 
-    /// Releases the lock, so that the next pass need not wait until it expires.
+    /// Releases the lock, so that the next pass need not wait until it expires. What it writes for that also keeps
+    /// [`Memory::last_pass`] of the memory that was remembered last, so that [`Orchestrator::recall`] finds it. An
+    /// orchestrator that keeps no such time recalls none, and then reboot loops are judged from what was stored alone.
     fn unlock(&self, permit: Permit, lock: Self::Lock) -> impl Future<Output = Result<(), OrchestratorError>> + Send;
 
     /// Reads what the last pass stored for the manager. Parts that cannot be read are empty and named in the notices.
@@ -153,6 +155,9 @@ pub(crate) struct StepContext<'a> {
     pub(crate) stop: &'a Stop,
     /// The log to read of the workload that the step removes, before it is gone. `None` when nobody wants it.
     pub(crate) last_log: Option<&'a LastLog<'a>>,
+    /// Where a roll-back puts the exit code of the last run that ended by itself: while the failed workload runs again,
+    /// an observation does not show it.
+    pub(crate) exit_code: &'a OnceLock<i64>,
 }
 
 /// The last log of a workload that a step removes. It is kept even when the rest of the step fails.
@@ -235,7 +240,7 @@ pub(crate) struct Observation {
     pub(crate) observed: Observed,
     /// What an earlier pass stored on the workloads themselves. Empty where the orchestrator stores it elsewhere.
     pub(crate) remembered: BTreeMap<ConnectorId, ConnectorMemory>,
-    /// One sentence for each part of `remembered` that cannot be read.
+    /// One sentence for each part of `remembered` that cannot be read, and one when everything is lost.
     pub(crate) notices: Vec<String>,
     /// Hashes of workloads that carry no hash label, by engine id. The pass remembers them, so that it reads them only
     /// once.

@@ -310,12 +310,12 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Po
     let groups = keeper::group(observed);
     let kept = keeper::choose(desired, &groups);
     let formers = keeper::formers(desired, &groups, &kept, policy.probation, now);
-    let prune::Verdict { refusal, guarded } = prune::judge(desired, &groups, memory, policy.prune);
+    let prune::Verdict { refusal, guarded } = prune::judge(desired, observed, &groups, memory, policy.prune);
     let claims = names::Claims::new(desired, observed);
     let removals = keeper::removals(desired, &groups, &kept, &formers, &claims, refusal.is_some());
     let names = names::Names::new(claims, observed, &removals);
 
-    let mut decided = decide::Decided::new(memory, policy, now);
+    let mut decided = decide::Decided::new(memory, observed.record_lost, policy, now);
     for (id, connector) in &desired.connectors {
         decided.connector(connector, kept.get(id).copied(), formers.get(id).copied(), &names);
     }

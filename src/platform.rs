@@ -57,6 +57,11 @@ pub trait Platform: Send + Sync + 'static {
     /// Asks for the version of the platform. Fails when it is too old for the composer API.
     fn version(&self) -> Result<String, PlatformError>;
 
+    /// When this manager gave its last heartbeat, by the platform's clock. `None` when the platform does not tell.
+    fn last_heartbeat(&self) -> Result<Option<Timestamp>, PlatformError> {
+        Ok(None)
+    }
+
     /// Sends a heartbeat. `remembered` says whether an earlier pass registered this manager.
     ///
     /// Fails with [`PlatformError::OtherManager`] when another composer has the place and the platform would give it

@@ -46,7 +46,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.exit_code {
             Some(code) => write!(f, "exit code {code}")?,
-            None => f.write_str("it did not stay up")?,
+            None => f.write_str("it ended")?,
         }
         match self.restarts {
             0 => Ok(()),

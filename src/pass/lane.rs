@@ -82,6 +82,8 @@ struct Lane<'a> {
     platform: Arc<dyn Platform>,
     stop: Stop,
     report: LaneReport,
+    /// When the last pass gave its heartbeat, for an orchestrator that does not remember when that pass was.
+    last_heartbeat: Option<Timestamp>,
 }
 
 /// What the platform wants, what the lane plans to do for it, and the specs that this needs.
@@ -106,7 +108,7 @@ pub(super) async fn run(pass: &Pass, settings: LaneSettings) -> LaneReport {
     let stop = pass.stop.child();
     let platform = platform::connect(&settings.platform, &pass.manager, pass.concurrency, stop.clone());
     let report = LaneReport::new(platform.kind(), platform.url(), &settings.orchestrator.place());
-    let mut lane = Lane { pass, settings: Arc::new(settings), platform, stop, report };
+    let mut lane = Lane { pass, settings: Arc::new(settings), platform, stop, report, last_heartbeat: None };
     if let Err(end) = lane.stages().await {
         lane.ended(&end);
     }
@@ -154,10 +156,19 @@ impl Lane<'_> {
         &mut self,
         connecting: impl Future<Output = Result<O, OrchestratorError>>,
     ) -> Result<(O, String), End> {
-        let version = self.ask("the version", <dyn Platform>::version);
+        // Docker keeps nothing of a quiet pass. The platform knows when it was, until the next heartbeat.
+        let asks = matches!(self.settings.orchestrator, OrchestratorSettings::Docker(_));
+        let version = self.ask("the version", move |platform| {
+            let version = platform.version()?;
+            let last_heartbeat = if asks { platform.last_heartbeat().ok().flatten() } else { None };
+            Ok((version, last_heartbeat))
+        });
         let (orchestrator, version) = self.until_stopped(async { tokio::join!(connecting, version) }).await?;
         let version = match (version, &orchestrator) {
-            (Ok(version), _) => version,
+            (Ok((version, last_heartbeat)), _) => {
+                self.last_heartbeat = last_heartbeat;
+                version
+            }
             (Err(end), Err(error)) => {
                 self.report.orchestrator_failed(error);
                 return Err(end);
@@ -295,6 +306,8 @@ impl Lane<'_> {
         if !recalled.notices.is_empty() {
             // What the last pass saw is lost in part, so it does not help to know when that was.
             recalled.memory.last_pass = None;
+        } else if !recalled.memory.no_record && !recalled.memory.blind {
+            recalled.memory.last_pass = recalled.memory.last_pass.or(self.last_heartbeat);
         }
         Ok(recalled)
     }

@@ -24,6 +24,7 @@ pub(super) struct Decided<'a> {
     policy: &'a Policy,
     now: Timestamp,
     before: &'a Memory,
+    record_lost: bool,
     entries: Vec<Entry>,
     assessments: BTreeMap<ConnectorId, Assessment>,
     connectors: BTreeMap<ConnectorId, ConnectorMemory>,
@@ -34,9 +35,10 @@ pub(super) struct Decided<'a> {
 }
 
 impl<'a> Decided<'a> {
-    pub(super) fn new(before: &'a Memory, policy: &'a Policy, now: Timestamp) -> Self {
+    pub(super) fn new(before: &'a Memory, record_lost: bool, policy: &'a Policy, now: Timestamp) -> Self {
         let (assessments, connectors, seen) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { policy, now, before, entries: vec![], assessments, connectors, seen, released: BTreeSet::new() }
+        let (entries, released) = (vec![], BTreeSet::new());
+        Self { policy, now, before, record_lost, entries, assessments, connectors, seen, released }
     }
 
     /// Decides about a listed connector that can be used. `former` is what its workload replaced, and what probation has
@@ -241,12 +243,23 @@ impl<'a> Decided<'a> {
 
     /// Whether the connector is held with this configuration and nobody has released it since.
     fn held(&self, connector: &Connector, workload: &Workload) -> bool {
-        let held = self.before.connectors.get(&connector.id).and_then(|memory| memory.held.as_ref());
+        let noted = self.before.connectors.get(&connector.id).and_then(|memory| memory.held.as_ref());
         connector.requested == Requested::Run
-            && held == Some(&connector.hash)
-            && workload.hash.as_ref() == held
+            && (noted == Some(&connector.hash) || self.was_perhaps_held(connector, workload))
+            && workload.hash.as_ref() == Some(&connector.hash)
             && !workload.phase.is_up()
             && !self.is_released(connector)
+    }
+
+    /// Whether it looks like a connector that was held, while the note of holds is lost: it is down after too many
+    /// restarts, and the platform knows that it is down. Starting it could begin a loop again that was stopped already.
+    fn was_perhaps_held(&self, connector: &Connector, workload: &Workload) -> bool {
+        let restarts = workload.vitals.as_ref().map_or(0, |vitals| vitals.restarts);
+        self.record_lost
+            && self.policy.loop_action == LoopAction::Stop
+            && workload.phase == Phase::Exited
+            && connector.shown != Some(CurrentStatus::Started)
+            && restarts > self.policy.loop_rule.limit
     }
 
     /// Whether the operator releases this connector.

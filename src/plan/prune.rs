@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::desired::Desired;
 use crate::memory::Memory;
-use crate::model::{ConnectorId, Workload};
+use crate::model::{ConnectorId, Observed, Workload};
 use crate::plan::{Groups, PrunePolicy};
 
 /// Why the prune guard refuses removals.
@@ -48,6 +48,19 @@ pub enum PruneRefusal {
         /// The largest share of those that may be removed, in percent.
         max_percent: u8,
     },
+    /// Nobody knows whether an earlier pass refused removals, because what it remembered is gone. So the share counts
+    /// however few connectors there are.
+    #[error(
+        "{removals} of {owned} connectors would be removed, more than MANAGER__MAX_REMOVALS_PERCENT={max_percent}, and there is no memory of earlier passes; nothing is removed. If that is right, run once with --allow-prune"
+    )]
+    NoRecord {
+        /// The number of connectors that would be removed.
+        removals: usize,
+        /// The number of connectors that have a workload here.
+        owned: usize,
+        /// The largest share that may be removed, in percent.
+        max_percent: u8,
+    },
     /// Some entries of the list have no usable id, so the connectors that seem unlisted may be among them. No flag
     /// overrides this.
     #[error(
@@ -73,7 +86,13 @@ pub(super) struct Verdict<'a> {
 ///
 /// A refusal lasts until the list is plausible for the connectors that were deployed when it began. Connectors that are
 /// deployed meanwhile are not counted, because they would make the share of the missing ones smaller every time.
-pub(super) fn judge<'a>(desired: &Desired, groups: &Groups<'a>, memory: &Memory, policy: PrunePolicy) -> Verdict<'a> {
+pub(super) fn judge<'a>(
+    desired: &Desired,
+    observed: &Observed,
+    groups: &Groups<'a>,
+    memory: &Memory,
+    policy: PrunePolicy,
+) -> Verdict<'a> {
     let ours = |id: &ConnectorId, workloads: &[&Workload]| {
         desired.lists(id) || workloads.iter().any(|workload| workload.platform.is_some())
     };
@@ -102,6 +121,8 @@ pub(super) fn judge<'a>(desired: &Desired, groups: &Groups<'a>, memory: &Memory,
         Some(PruneRefusal::EmptyListing { owned: owned.len() })
     } else if owned.len() >= 3 && too_many(removals, owned.len()) {
         Some(PruneRefusal::TooMany { removals, owned: owned.len(), max_percent })
+    } else if observed.record_lost && too_many(removals, owned.len()) {
+        Some(PruneRefusal::NoRecord { removals, owned: owned.len(), max_percent })
     } else {
         None
     };

@@ -5,6 +5,7 @@
 mod accounts;
 
 use graphql_client::GraphQLQuery;
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -217,6 +218,12 @@ impl Platform for OpenCti {
             return Err(PlatformError::TooOld { url: self.url.clone(), version, least: FIRST_VERSION_TEXT });
         }
         Ok(version)
+    }
+
+    fn last_heartbeat(&self) -> Result<Option<Timestamp>, PlatformError> {
+        let data = self.query::<op::Managers>(MANAGERS, op::managers::Variables {})?;
+        let ours = data.connector_managers.into_iter().find(|manager| manager.id == self.manager_id);
+        Ok(ours.and_then(|manager| manager.last_sync_execution?.parse().ok()))
     }
 
     fn heartbeat(&self, _: Permit, _: bool) -> Result<Heartbeat, PlatformError> {

@@ -157,17 +157,38 @@ fn of_several_records_the_newest_readable_one_counts_and_one_is_left() {
     assert_eq!(scene.records().len(), 1);
 }
 
+/// Does what `docker container prune` does, to this manager's alone.
+fn prune_record(scene: &Scene) {
+    let filters = format!("%7B%22label%22%3A%5B%22xtm-reconcile.manager%3D{}%22%5D%7D", &*scene.manager);
+    let pruned = scene.engine.call("POST", &format!("/containers/prune?filters={filters}")).expect_success("prune");
+    assert_eq!(pruned["ContainersDeleted"].as_array().map(Vec::len), Some(1), "{pruned}");
+}
+
+#[test]
+fn a_hold_outlives_the_record() {
+    let scene = Scene::new("hold-lost");
+    scene.connector_with("a", crashing);
+    pass(&scene, &LOOP_STOP);
+    restarted(&scene, 4);
+    pass(&scene, &LOOP_STOP);
+    prune_record(&scene);
+    for _ in 0..2 {
+        let report = pass(&scene, &LOOP_STOP);
+        assert_eq!(line(&report, "id-a")["skip"]["kind"], "held", "{report:#}");
+        assert_eq!(scene.only().state, "exited");
+    }
+}
+
 #[test]
 fn a_record_that_was_pruned_is_written_anew() {
     let scene = Scene::new("pruned");
     scene.connector("a");
-    scene.pass_ends(exit::OK);
+    let lost = |report: &Value| report["notices"].to_string().contains("no memory of earlier passes");
+    assert!(!lost(&scene.pass_ends(exit::OK)), "at first there was none to lose");
     let container = scene.only().id;
-    // What `docker container prune` does, to this manager's alone.
-    let filters = format!("%7B%22label%22%3A%5B%22xtm-reconcile.manager%3D{}%22%5D%7D", &*scene.manager);
-    let pruned = scene.engine.call("POST", &format!("/containers/prune?filters={filters}")).expect_success("prune");
-    assert_eq!(pruned["ContainersDeleted"].as_array().map(Vec::len), Some(1), "{pruned}");
-    scene.pass_ends(exit::OK);
+    prune_record(&scene);
+    assert!(lost(&scene.pass_ends(exit::OK)), "it is said");
+    assert!(!lost(&scene.pass_ends(exit::OK)), "and said once");
     assert_eq!(scene.only().id, container);
     scene.is_settled(&["id-a"]);
     scene.pass_is_quiet();
@@ -181,6 +202,11 @@ fn the_marker_image_is_made_again_when_somebody_removed_it() {
     let name = scene.connector("a");
     let run = || scene.program_on(&engine.docker_host()).args(["run", "--output", "json"]).run();
     run().expect_code(exit::OK.into());
+    // A prune that leaves what has the label leaves the record.
+    let filters = "%7B%22label!%22%3A%5B%22xtm-reconcile.manager%22%5D%7D";
+    let before = engine.containers_of(&scene.manager).len();
+    engine.call("POST", &format!("/containers/prune?filters={filters}")).expect_success("prune");
+    assert_eq!((engine.containers_of(&scene.manager).len(), before), (2, 2));
     engine.containers_of(&scene.manager).iter().filter(|c| c.name != name).for_each(|c| engine.remove(&c.id));
     engine.untag("xtm-reconcile/empty:1");
     run().expect_code(exit::OK.into());

@@ -192,8 +192,11 @@ fn containers_of_the_daemon_are_adopted_as_they_run_get_the_restart_policy_and_a
     }
     scene.pass_is_quiet();
     scene.edit("id-new-down", |connector| "starting".clone_into(&mut connector.requested_status));
-    let report = scene.pass_ends(exit::OK);
-    assert_eq!(report["counts"]["steps"], serde_json::json!({"start": 1, "update": 1}), "{report:#}");
+    // Nobody looks at one that never ran, so that it gets the policy once it runs.
+    for step in ["start", "update"] {
+        let report = scene.pass_ends(exit::OK);
+        assert_eq!(report["counts"]["steps"], serde_json::json!({ step: 1 }), "{report:#}");
+    }
     assert_eq!(policy("new-down"), "unless-stopped");
     scene.pass_is_quiet();
 

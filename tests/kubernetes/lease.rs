@@ -1,11 +1,12 @@
 //! The Lease: lock and pass record.
 
 use serde_json::{Value, json};
+use stand_in_platform::{Fault, FaultKind};
 
 use crate::cluster::ago;
 use crate::scene::{Scene, expect_all, faults, line, steps};
 use crate::support::Signal;
-use crate::tap::Fault;
+use crate::tap::Fault as ClusterFault;
 
 fn lease(scene: &Scene) -> Value {
     let leases = scene.cluster.leases();
@@ -174,12 +175,40 @@ fn a_lease_of_somebody_else_is_left_alone() {
 fn a_lease_request_whose_answer_is_lost_does_not_lock_us_out() {
     let scene = Scene::running("lostanswer", &["alpha"]);
     for place in 0..2 {
-        scene.cluster.tap.fault_after("PATCH", "/leases/", place, 1, Fault::DropAfter);
+        scene.cluster.tap.fault_after("PATCH", "/leases/", place, 1, ClusterFault::DropAfter);
         scene.pass().expect_code(0);
         assert_eq!(scene.cluster.tap.clear_faults(), 0);
         assert_eq!(lease(&scene)["spec"]["holderIdentity"], Value::Null, "it was given back");
     }
     let scene = Scene::new("lostfirst");
-    scene.cluster.tap.fault("POST", "/leases", 1, Fault::DropAfter);
+    scene.cluster.tap.fault("POST", "/leases", 1, ClusterFault::DropAfter);
     scene.pass().expect_code(0);
+}
+
+#[test]
+fn the_lease_keeps_when_a_pass_last_looked_so_that_a_loop_after_a_quiet_day_is_seen_at_once() {
+    let scene = Scene::running("last-pass", &["alpha"]);
+    let last_pass = || {
+        let text = lease(&scene)["metadata"]["annotations"]["xtm-reconcile/last-pass"].clone();
+        let last: Value = serde_json::from_str(text.as_str().expect("the Lease has the time")).unwrap();
+        last["at"].as_i64().unwrap()
+    };
+    let before = last_pass();
+    scene.platform.fault(Fault::on("connectorsForManagers", FaultKind::NullData).times(1));
+    scene.pass().expect_code(3);
+    assert_eq!(last_pass(), before, "a pass that got no list has not looked");
+    scene.expect_quiet("the time is written with what gives the Lease back");
+
+    let pod = scene.cluster.pod("alpha")["metadata"]["uid"].clone();
+    let yesterday = before - 86_400;
+    let window = json!({ "total": 1, "counter": 1, "generation": pod, "samples": [[yesterday, 1]] });
+    let memory = json!({ "v": 1, "window": window }).to_string();
+    let patch = json!({ "metadata": { "annotations": { "xtm-reconcile/memory": memory } } });
+    let path = format!("{}/alpha", scene.cluster.path("apis/apps/v1", "deployments"));
+    let (code, answer) = scene.cluster.ask("PATCH", &path, "application/merge-patch+json", Some(&patch));
+    assert!(code < 300, "{answer:#}");
+    scene.cluster.running("alpha", 5, 10);
+    let report = scene.pass().expect_code(0).lane();
+    assert_eq!(line(&report, "alpha")["restarts"], 5, "{report:#}");
+    assert_eq!(line(&report, "alpha")["reboot_loop"], true, "four since the last pass: {report:#}");
 }

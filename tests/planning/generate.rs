@@ -226,7 +226,7 @@ fn containers() -> impl Strategy<Value = Observed> {
         let known = |id: &ConnectorId| workloads.iter().any(|workload| workload.connector == *id);
         let failed = failed.into_iter().map(|(id, why)| (ConnectorId::new(&id).unwrap(), why.to_owned()));
         let failed = failed.filter(|(id, _)| known(id)).collect();
-        Observed { workloads, foreign, failed }
+        Observed { workloads, foreign, failed, record_lost: false }
     })
 }
 

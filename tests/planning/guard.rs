@@ -104,6 +104,21 @@ fn the_operators_word_ends_a_refusal() {
     assert_eq!(fleet.memory, Memory::default());
 }
 
+#[test]
+fn when_the_record_is_lost_more_than_the_share_waits_however_few_there_are() {
+    let mut fleet = Fleet::of([1, 2]);
+    fleet.world.observed.record_lost = true;
+    assert_eq!(fleet.pass([1]).refusal, None, "half of them is not more than half");
+    let refused = fleet.pass([7]).refusal;
+    assert_eq!(refused, Some(PruneRefusal::NoRecord { removals: 1, owned: 1, max_percent: 50 }));
+    fleet.world.observed.record_lost = false;
+    let refused = fleet.pass([7]).refusal;
+    let before = PruneRefusal::RefusedBefore { removals: 1, spared: 1, owned: 1, max_percent: 50 };
+    assert_eq!(refused, Some(before), "it waits on when there is a record again");
+    assert_eq!(fleet.pass([1, 7]).refusal, None);
+    assert_eq!(fleet.owned(), [1, 7].into());
+}
+
 /// The rule of the design, with the whole set of what was owned when removals were refused.
 #[derive(Default)]
 struct Model {

@@ -219,6 +219,7 @@ impl Scenario {
             workloads: self.observed.iter().map(WorkloadInput::workload).collect(),
             foreign: self.foreign.clone(),
             failed: self.failed.clone(),
+            record_lost: false,
         };
         let policy = Policy {
             loop_rule: LoopRule { window_s: self.policy.window_s, limit: self.policy.limit },

@@ -252,3 +252,33 @@ fn a_workload_that_ends_by_itself_again_and_again_is_a_loop() {
     assert!(steps.contains(&"hold"), "{steps:?}");
     assert_eq!(steps.last(), Some(&"hold"), "held, it gets no further step");
 }
+
+/// What was held is down after many restarts, which the engine still counts.
+#[test]
+fn a_hold_that_was_lost_with_the_record_is_taken_up_again_instead_of_starting_the_loop() {
+    let mut story = Story::held();
+    story.memory = Memory::default();
+    story.world.observed.record_lost = true;
+    story.world.observed.workloads[0].vitals = Some(Vitals { restarts: 8, ..Vitals::default() });
+    let desired = wanted("aaaa1111", "starting", "stopped");
+    for _ in 0..5 {
+        let plan = story.pass(&desired, 0);
+        assert_eq!(plan.entries[0].decision, Decision::Skip(Skip::Held));
+        story.world.observed.record_lost = false;
+    }
+    assert_eq!(words(&story.pass(&wanted("aaaa1111", "stopping", "stopped"), 0)), [""; 0]);
+    assert_eq!(words(&story.pass(&desired, 0)), ["start"], "it can be released like any other");
+}
+
+#[test]
+fn without_a_record_what_was_stopped_for_no_loop_is_started() {
+    for (restarts, shown) in [(3, "stopped"), (8, "started")] {
+        let mut story = Story::new();
+        story.world.observed.record_lost = true;
+        let workload = &mut story.world.observed.workloads[0];
+        workload.phase = Phase::Exited;
+        workload.vitals = Some(Vitals { restarts, ..Vitals::default() });
+        let steps = story.pass(&wanted("aaaa1111", "starting", shown), 0);
+        assert_eq!(words(&steps), ["start"], "{restarts} restarts, shown as {shown}");
+    }
+}

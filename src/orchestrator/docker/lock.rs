@@ -304,7 +304,7 @@ impl Docker {
     }
 
     /// The time by the engine's clock; by our own when the engine does not say, as behind a proxy that allows little.
-    async fn engine_time(&self) -> Result<Timestamp, OrchestratorError> {
+    pub(super) async fn engine_time(&self) -> Result<Timestamp, OrchestratorError> {
         match self.engine.info().await {
             Ok(info) => Ok(info.system_time.and_then(|text| text.parse().ok()).unwrap_or_else(Timestamp::now)),
             Err(error) if status(&error) == Some(403) => Ok(Timestamp::now()),

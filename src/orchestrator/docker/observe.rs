@@ -19,6 +19,11 @@ use crate::render::docker::RestartPolicy;
 use crate::render::{LABEL_CONNECTOR, LABEL_HASH, LABEL_MANAGER, LABEL_PLATFORM, VARIABLE_HASH};
 use crate::secret::Secret;
 
+const RECORD_LOST: &str = "there is no memory of earlier passes, although containers that they made are here: restart \
+    histories begin anew, a connector that is down after more restarts than MANAGER__REBOOT_LOOP__LIMIT counts as held if \
+    loops are stopped, and removals beyond MANAGER__MAX_REMOVALS_PERCENT wait for --allow-prune. `docker system prune` and \
+    `docker container prune` remove it, unless they are given `--filter label!=xtm-reconcile.manager`";
+
 impl Docker {
     /// Lists the containers that match, in whatever state they are.
     pub(super) async fn list(
@@ -49,13 +54,16 @@ impl Docker {
                 Ok(mut workload) => {
                     let known = memory.adopted.get(&workload.handle.0);
                     let adopted = workload.hash.is_none();
+                    observation.observed.record_lost |= memory.no_record && !adopted;
                     if let (true, Some(hash)) = (adopted, known) {
                         observation.adopted.insert(workload.handle.0.clone(), hash.clone());
                         workload.hash = Some(hash.clone());
                     }
                     // A container that ended although it should run may have restarted before, so its counter is
-                    // needed.
-                    let ended = workload.phase == Phase::Exited && desired.wants_running(&workload.connector);
+                    // needed. One that was replaced is not to run.
+                    let ended = workload.phase == Phase::Exited
+                        && !workload.is_former()
+                        && desired.wants_running(&workload.connector);
                     if workload.phase.is_up() || ended || workload.hash.is_none() {
                         open.push((workload, adopted));
                     } else {
@@ -68,6 +76,9 @@ impl Docker {
                     }
                 }
             }
+        }
+        if observation.observed.record_lost {
+            observation.notices.push(RECORD_LOST.to_owned());
         }
         let looks = futures_util::stream::iter(open.into_iter().map(|(workload, adopted)| async move {
             let look = self.look_at(&workload.handle).await;

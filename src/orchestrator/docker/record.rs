@@ -38,6 +38,8 @@ const EMPTY_TAR: &[u8] = &[0; 1024];
 #[derive(Serialize, Deserialize)]
 struct RecordHead {
     seq: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    blind: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -66,7 +68,7 @@ impl Docker {
     /// it is written again under its new name.
     pub(super) async fn read_record(&self) -> Result<Records, OrchestratorError> {
         let mut records = Records::default();
-        let mut best: Option<(u64, HashMap<String, String>)> = None;
+        let mut best: Option<(RecordHead, HashMap<String, String>)> = None;
         let owner = format!("{LABEL_OWNER}={}", self.owner.manager);
         let filters = HashMap::from([("label", vec![owner])]);
         for summary in self.list(&filters).await? {
@@ -90,8 +92,8 @@ impl Docker {
             match decode::<RecordHead>(head) {
                 Ok(head) => {
                     records.seq = records.seq.max(head.seq);
-                    if best.as_ref().is_none_or(|(seq, _)| head.seq > *seq) {
-                        best = Some((head.seq, labels.clone()));
+                    if best.as_ref().is_none_or(|(newest, _)| head.seq > newest.seq) {
+                        best = Some((head, labels.clone()));
                     }
                 }
                 Err(why) => {
@@ -99,8 +101,12 @@ impl Docker {
                 }
             }
         }
-        if let Some((_, labels)) = best {
-            read_labels(&labels, &mut records.recalled);
+        match best {
+            Some((head, labels)) => {
+                records.recalled.memory.blind = head.blind;
+                read_labels(&labels, &mut records.recalled);
+            }
+            None => records.recalled.memory.no_record = true,
         }
         records.recalled.stale |= records.ids.len() > 1 || !records.recalled.notices.is_empty();
         Ok(records)
@@ -172,7 +178,7 @@ impl Docker {
 
 fn labels(memory: &Memory, seq: u64) -> Result<HashMap<String, String>, serde_json::Error> {
     let mut labels = HashMap::new();
-    labels.insert(LABEL_RECORD.to_owned(), encode(RecordHead { seq })?);
+    labels.insert(LABEL_RECORD.to_owned(), encode(RecordHead { seq, blind: memory.blind })?);
     if let Some(registration) = &memory.registration {
         labels.insert(LABEL_REGISTRATION.to_owned(), encode(registration)?);
     }

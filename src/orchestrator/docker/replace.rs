@@ -12,11 +12,15 @@
 //! before it is stopped and loses it after it runs again, so that at any time in between the name alone shows that the
 //! container worked and has to run when there is no other.
 
+use std::collections::HashMap;
+use std::future::ready;
 use std::time::Duration;
 
 use bollard::body_full;
-use bollard::query_parameters::{CreateContainerOptionsBuilder, UploadToContainerOptionsBuilder};
+use bollard::models::EventMessage;
+use bollard::query_parameters::{CreateContainerOptionsBuilder, EventsOptionsBuilder, UploadToContainerOptionsBuilder};
 use bytes::Bytes;
+use futures_util::StreamExt;
 
 use bollard::errors::Error as EngineError;
 
@@ -27,6 +31,8 @@ use crate::plan::Former;
 use crate::render::{self, Spec};
 use crate::stop::Stop;
 
+/// Longest wait for the events of a container.
+const EVENTS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the container that has a name is looked for.
 const OWNER_TRIES: u32 = 10;
 /// The time between two of these looks.
@@ -127,6 +133,10 @@ impl Docker {
         name: &str,
         context: StepContext<'_>,
     ) -> Result<Handle, StepError> {
+        if let Some(code) = self.last_exit_code(failed).await {
+            // Nobody else fills it.
+            context.exit_code.set(code).unwrap_or_default();
+        }
         self.stop(&failed.0).await.or_else(gone).map_err(part("that failed cannot be stopped"))?;
         if let Some(last_log) = context.last_log {
             last_log.read(self, failed).await;
@@ -138,6 +148,19 @@ impl Docker {
             return Err(self.unnamed(name, error, "cannot be named").await);
         }
         Ok(former.handle.clone())
+    }
+
+    /// The exit code of the last run of a container that ended, from the engine's events. `None` when they do not tell,
+    /// because that must not keep anything from going on.
+    async fn last_exit_code(&self, container: &Handle) -> Option<i64> {
+        let filters = HashMap::from([("container", vec![container.0.as_str()]), ("event", vec!["die"])]);
+        // The engine keeps the last 256 events and gives those since the beginning, up to now.
+        let now = self.engine_time().await.ok()?.as_second().to_string();
+        let options = EventsOptionsBuilder::default().since("0").until(&now).filters(&filters).build();
+        let events = self.engine.events(Some(options)).filter_map(|event| ready(event.ok()));
+        let code = |event: EventMessage| event.actor?.attributes?.get("exitCode")?.parse().ok();
+        let last = events.fold(None, |last, event| ready(code(event).or(last)));
+        tokio::time::timeout(EVENTS_TIMEOUT, last).await.ok()?
     }
 
     /// The error for a container that cannot get its name. Somebody else may have taken the name since the plan was
