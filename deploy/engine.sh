@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Private Docker engines and registries for the demo, the tests and the benchmark. To be sourced:
 #
-#   engine_need [engine]        a docker client, dockerd, a registry, htpasswd and nginx are there ("engine": the first two)
+#   engine_need [engine]        a docker client, dockerd, a registry, htpasswd, nginx and faketime are there ("engine": the
+#                               first two)
 #   engine_up DIR               a private engine under DIR; exports DOCKER_HOST and DOCKER_CONFIG
 #   engine_or_private DIR       the engine that answers already, else a private one under DIR
 #   registry_up DIR             two registries under DIR: one wants a login, one is open; exports the REGISTRY_* below
@@ -51,7 +52,7 @@ engine_find() { # COMMAND: its path, also where root's directories are not on th
 
 engine_need() {
 	local tools=(docker dockerd ip) tool missing=() packages=()
-	[ "${1:-}" = engine ] || tools+=(docker-registry htpasswd nginx)
+	[ "${1:-}" = engine ] || tools+=(docker-registry htpasswd nginx faketime)
 	for tool in "${tools[@]}"; do
 		engine_find "$tool" >/dev/null || missing+=("$tool")
 	done
