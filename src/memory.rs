@@ -306,7 +306,7 @@ mod tests {
         let registration = Registration { version: "2".to_owned(), key: "k".to_owned(), name: "n".to_owned() };
         let findings = Findings { registration: Some(registration.clone()), ..Findings::default() };
         let (memory, _) = next(&recalled(), &findings, RULE, noon());
-        assert_eq!(memory, Memory { registration: Some(registration), ..recalled() });
+        assert_eq!(memory, Memory { registration: Some(registration), blind: true, ..recalled() });
         let (memory, _) = next(&recalled(), &Findings { registration_in_doubt: true, ..findings }, RULE, noon());
         assert!(memory.registration.is_some(), "what was found out since counts");
     }

@@ -309,7 +309,7 @@ pub enum Skip {
 pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Policy, now: Timestamp) -> Plan {
     let groups = keeper::group(observed);
     let kept = keeper::choose(desired, &groups);
-    let formers = keeper::formers(desired, &groups, &kept, policy.probation, now);
+    let formers = keeper::formers(desired, &groups, &kept, memory, policy.probation, now);
     let prune::Verdict { refusal, guarded } = prune::judge(desired, observed, &groups, memory, policy.prune);
     let claims = names::Claims::new(desired, observed);
     let removals = keeper::removals(desired, &groups, &kept, &formers, &claims, refusal.is_some());

@@ -23,7 +23,7 @@ use crate::platform::{Health, LogDelivery, Platform, PlatformError};
 use crate::render::{VARIABLE_HASH, names_a_secret};
 use crate::restart_window::{self, Assessment, LoopRule, Reading};
 use crate::secret::Secret;
-use crate::stop::{Stop, Until};
+use crate::stop::{Cause, Stop, Until};
 use reach::Reach;
 
 /// How many deliveries of an appended log a platform keeps (contracts 3). A delivery of more than this many times the
@@ -311,6 +311,10 @@ impl<O: Orchestrator> Publisher<'_, O> {
 
     async fn send(&self, mut publication: Publication, reach: &Reach) -> Published {
         let mut published = Published::default();
+        if self.stop.cause() == Some(Cause::LockLost) {
+            // Whoever has the lock now tells the platform.
+            return published;
+        }
         let stopped = self.stop.cause().is_some();
         let connector = publication.connector.clone();
         if let Some(health) = publication.health.take().filter(|_| !stopped) {

@@ -46,6 +46,9 @@ impl Cause {
     }
 }
 
+/// The largest budget of a pass that lost its lock.
+const LOCK_LOST_BUDGET: Duration = Duration::from_secs(15);
+
 /// How much of the budget may be used up when a piece of work has to end. What comes later needs the rest: whatever hangs
 /// before it, the record is written and the lock is given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,9 +66,9 @@ pub(crate) enum Until {
 impl Until {
     fn percent(self) -> u32 {
         match self {
-            Self::Steps => 50,
-            Self::Published => 75,
-            Self::Remembered => 90,
+            Self::Steps => 70,
+            Self::Published => 85,
+            Self::Remembered => 95,
             Self::Unlocked => 100,
         }
     }
@@ -166,9 +169,14 @@ impl Stop {
     pub(crate) async fn within<T>(&self, until: Until, work: impl Future<Output = T>) -> Option<T> {
         let over = async {
             self.stopped().await;
-            let signalled = self.lock().map(|(_, at)| at);
-            let begun = signalled.map_or(self.0.deadline, |at| at.min(self.0.deadline));
-            let allowed = self.0.budget * until.percent() / 100;
+            let signalled = *self.lock();
+            let begun = signalled.map_or(self.0.deadline, |(_, at)| at.min(self.0.deadline));
+            let budget = match signalled {
+                // Another pass may be at work, so that little may still go on.
+                Some((Cause::LockLost, _)) => self.0.budget.min(LOCK_LOST_BUDGET),
+                _ => self.0.budget,
+            };
+            let allowed = budget * until.percent() / 100;
             tokio::time::sleep_until((begun + allowed).into()).await;
         };
         tokio::select! {
@@ -199,10 +207,10 @@ mod tests {
         assert_eq!(stop.within(Until::Steps, async { 1 }).await, Some(1));
         stop.signal(Cause::Terminate);
         let told = Instant::now();
-        for (until, ms) in [(Until::Steps, 500), (Until::Published, 750), (Until::Remembered, 900)] {
+        for (until, ms) in [(Until::Steps, 700), (Until::Published, 850), (Until::Remembered, 950)] {
             assert_eq!(stop.within(until, std::future::pending::<()>()).await, None);
             assert_eq!(stop.within(until, async { 1 }).await, Some(1), "what does not hang is done all the same");
-            assert!((ms..ms + 90).contains(&told.elapsed().as_millis()), "{until:?}: {:?}", told.elapsed());
+            assert!((ms..ms + 100).contains(&told.elapsed().as_millis()), "{until:?}: {:?}", told.elapsed());
         }
     }
 

@@ -40,7 +40,9 @@ impl<'a, O: Orchestrator> StoredMemory<'a, O> {
     pub(crate) async fn write_connectors(&self, mut next: Memory) -> Result<(), OrchestratorError> {
         let mut stored = self.stored.lock().await;
         next.xtm_one = stored.memory.xtm_one.clone();
-        let before = stored.reliable.then_some(&stored.memory);
+        // A write that fails, or is given up, may have been done all the same.
+        let was_reliable = std::mem::replace(&mut stored.reliable, false);
+        let before = was_reliable.then_some(&stored.memory);
         self.orchestrator.remember(self.permit, before, &next).await?;
         *stored = Stored { memory: next, reliable: true, xtm_one_unknown: false };
         Ok(())

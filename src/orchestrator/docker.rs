@@ -175,6 +175,15 @@ impl Docker {
         ask().await
     }
 
+    /// Fails when another pass may have the lock by now, whatever this one believes. Asked before each step, and again
+    /// before a container is started, because a step may take long.
+    async fn still_held(&self) -> Result<(), StepError> {
+        match self.expect_lock().await {
+            Err(OrchestratorError::Locked { .. }) => Err(StepError::Stopped(Cause::LockLost.as_str())),
+            held => Ok(held?),
+        }
+    }
+
     async fn begin(&self, handle: &Handle, reason: StartReason) -> Result<(), StepError> {
         match reason {
             StartReason::Paused => self.engine.unpause_container(&handle.0).await.map_err(part("cannot be unpaused")),
@@ -264,11 +273,7 @@ impl Orchestrator for Docker {
     }
 
     async fn execute(&self, _: Permit, step: &Step, context: StepContext<'_>) -> Result<Option<Handle>, StepError> {
-        // Another pass may have the lock by now, whatever this one believes.
-        match self.expect_lock().await {
-            Err(OrchestratorError::Locked { .. }) => return Err(StepError::Stopped(Cause::LockLost.as_str())),
-            held => held?,
-        }
+        self.still_held().await?;
         let spec = || context.spec.ok_or_else(|| StepError::Internal(format!("a {} without a spec", step.word())));
         match step {
             Step::Deploy { name } => self.deploy(spec()?, name, context.stop).await.map(Some),

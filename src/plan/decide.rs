@@ -15,8 +15,9 @@ use crate::plan::{
 use crate::probation::{Failure, Verdict};
 use crate::restart_window::{self, Assessment, Reading, RestartWindow};
 
-/// After a roll-back that failed, the next pass starts what worked before another attempt is made, if it comes within this
-/// time, in seconds. Later the attempt comes first: what does not start either must not keep it away for ever.
+/// When going back failed, what worked is started before another attempt is made, as long as the last attempt is not
+/// longer ago than this, in seconds. Later the attempt comes first: what does not start either must not keep it away for
+/// ever.
 const REPAIR_S: i64 = 600;
 
 /// The decisions so far, and what is to be remembered because of them.
@@ -71,9 +72,13 @@ impl<'a> Decided<'a> {
         let ended = !held && refresh_reason.is_none() && self.has_ended(connector, workload);
         let assessment = self.remember(&connector.id, Some(workload), u64::from(ended));
         self.keep_or_release(connector, workload, held);
-        if let Some(reason) = refresh_reason {
+        // What was kept and is alone is replaced once it is to run again, and not before: it is the one that worked.
+        let is_kept = workload.is_former()
+            && connector.requested == Requested::Stop
+            && matches!(workload.phase, Phase::Created | Phase::Exited);
+        if let Some(reason) = refresh_reason.filter(|_| !is_kept) {
             let former_ran = refused.is_some_and(|refused| refused.former_ran);
-            let fallback = self.fallback(connector, workload, former, held);
+            let fallback = self.fallback(connector, workload, former, former_ran);
             if fallback.is_some() {
                 self.remember_refusal(connector);
             }
@@ -83,10 +88,15 @@ impl<'a> Decided<'a> {
         if former.is_some_and(|(_, verdict)| verdict != Verdict::Passed) {
             self.remember_refusal(connector);
         }
-        if workload.name != final_name && workload.change == Change::Replaced {
-            let rename =
-                Step::Rename { handle: workload.handle.clone(), from: workload.name.clone(), to: final_name.clone() };
-            self.push(&connector.id, &connector.title, Decision::Step(rename));
+        let target = name_for(connector, workload, &final_name);
+        let rename = (workload.name != target && workload.change == Change::Replaced && !is_kept).then(|| {
+            let (from, to) = (workload.name.clone(), target.to_owned());
+            Decision::Step(Step::Rename { handle: workload.handle.clone(), from, to })
+        });
+        // The name of a former workload says that it has to run, so it keeps that name until it does.
+        let (first, last) = if workload.is_former() { (None, rename) } else { (rename, None) };
+        if let Some(rename) = first {
+            self.push(&connector.id, &connector.title, rename);
         }
         let holds = self.policy.loop_action == LoopAction::Stop && !self.released.contains(&connector.id);
         let hold = assessment.filter(|assessment| assessment.looping && holds);
@@ -105,6 +115,9 @@ impl<'a> Decided<'a> {
             Decision::Skip(Skip::Running | Skip::NameBusy { .. }) | Decision::Step(Step::Start { .. })
         );
         self.push(&connector.id, &connector.title, decision);
+        if let Some(rename) = last {
+            self.push(&connector.id, &connector.title, rename);
+        }
         if runs && workload.vitals.as_ref().is_some_and(|vitals| vitals.unattended) {
             let update = Step::Update { handle: workload.handle.clone(), reason: UpdateReason::RestartPolicy };
             self.push(&connector.id, &connector.title, Decision::Step(update));
@@ -131,7 +144,7 @@ impl<'a> Decided<'a> {
         let step = Step::RollBack {
             failed: failed.handle.clone(),
             former: Former { handle: former.handle.clone(), name: former.name.clone() },
-            name,
+            name: name_for(connector, former, &name).to_owned(),
             hash: failed.hash.clone(),
             failure,
         };
@@ -139,15 +152,24 @@ impl<'a> Decided<'a> {
     }
 
     /// Leaves the connector with what worked while its new configuration is not tried again yet. What worked is started
-    /// when a roll-back before did not get that far.
+    /// when a roll-back before did not get that far, and only then gets its name back, because the name of a former
+    /// workload says that it has to run.
     fn wait_with_former(&mut self, connector: &Connector, workload: &Workload, refused: &RefusedStart, name: String) {
-        if workload.name != name {
-            let rename = Step::Rename { handle: workload.handle.clone(), from: workload.name.clone(), to: name };
-            self.push(&connector.id, &connector.title, Decision::Step(rename));
+        match connector.requested {
+            Requested::Run if !workload.phase.is_up() => {
+                let start = Step::Start { handle: workload.handle.clone(), reason: StartReason::RolledBack };
+                self.push(&connector.id, &connector.title, Decision::Step(start));
+            }
+            Requested::Stop if must_stop(workload) => {
+                self.push(&connector.id, &connector.title, stop(workload));
+            }
+            Requested::Run | Requested::Stop => {}
         }
-        if !workload.phase.is_up() {
-            let start = Step::Start { handle: workload.handle.clone(), reason: StartReason::RolledBack };
-            self.push(&connector.id, &connector.title, Decision::Step(start));
+        let name = name_for(connector, workload, &name);
+        if workload.name != name {
+            let (from, to) = (workload.name.clone(), name.to_owned());
+            let rename = Step::Rename { handle: workload.handle.clone(), from, to };
+            self.push(&connector.id, &connector.title, Decision::Step(rename));
         }
         let after = Timestamp::from_second(refused.next()).unwrap_or(Timestamp::MAX).max(self.now);
         let reason = Rejection::WontStart { times: refused.times, failure: refused.failure, after };
@@ -163,16 +185,16 @@ impl<'a> Decided<'a> {
         }
     }
 
-    /// The workload that runs again when the one that replaces `old` fails on probation.
+    /// The workload that runs again when the one that replaces `old` fails on probation, even when that is started only
+    /// later, because the connector is to be stopped now. `former_ran` says that `old` ran before an attempt that failed.
     fn fallback(
         &self,
         connector: &Connector,
         old: &Workload,
         former: Option<(&Workload, Verdict)>,
-        held: bool,
+        former_ran: bool,
     ) -> Option<Former> {
-        let starts = connector.requested == Requested::Run && !held;
-        if self.policy.probation.length_s == 0 || !starts || old.change != Change::Replaced {
+        if self.policy.probation.length_s == 0 || old.change != Change::Replaced {
             return None;
         }
         if let Some((former, Verdict::Until(_) | Verdict::Down)) = former {
@@ -180,7 +202,7 @@ impl<'a> Decided<'a> {
         }
         let worked = match old.phase {
             Phase::Running | Phase::Paused => true,
-            Phase::Created | Phase::Exited => old.is_former() || self.has_ended(connector, old),
+            Phase::Created | Phase::Exited => old.is_former() || former_ran,
             _ => false,
         };
         let name = if old.is_former() { old.name.clone() } else { former_name(&connector.name, &old.handle) };
@@ -279,15 +301,17 @@ impl<'a> Decided<'a> {
     /// none.
     fn refused(&self, connector: &Connector, workload: &Workload) -> Option<RefusedStart> {
         let refused = self.before.connectors.get(&connector.id)?.refused.as_ref()?;
-        let applies = refused.hash == connector.hash
-            && workload.hash.as_ref() != Some(&connector.hash)
-            && connector.requested == Requested::Run;
+        let applies = refused.hash == connector.hash && workload.hash.as_ref() != Some(&connector.hash);
         applies.then(|| refused.clone())
     }
 
     /// Whether another attempt would come too soon. Each one interrupts what works.
     fn waits(&self, refused: &RefusedStart, workload: &Workload) -> bool {
         let now_s = self.now.as_second();
+        if now_s < refused.at {
+            // The clock was wrong then, or is now.
+            return false;
+        }
         if workload.phase.is_up() {
             return now_s < refused.next();
         }
@@ -379,6 +403,12 @@ impl<'a> Decided<'a> {
         };
         Decision::Step(Step::Start { handle: workload.handle.clone(), reason })
     }
+}
+
+/// The name that a workload gets now. One that was kept keeps its name while its own is not free, because a temporary name
+/// would say that it was never complete.
+fn name_for<'a>(connector: &Connector, workload: &'a Workload, final_name: &'a str) -> &'a str {
+    if workload.is_former() && final_name != connector.name.as_str() { &workload.name } else { final_name }
 }
 
 fn absent(connector: &Connector, name: String) -> Decision {

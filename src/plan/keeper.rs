@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use crate::desired::Desired;
+use crate::memory::{ConnectorMemory, Memory};
 use crate::model::{ConfigHash, Observed, Phase, Requested, Workload, WorkloadName};
 use crate::plan::names::Claims;
 use crate::plan::{Decision, Entry, Formers, Groups, Kept, RemoveReason, Step};
@@ -41,31 +42,47 @@ fn is_complete(workload: &Workload) -> bool {
 
 /// The workloads that are kept for a roll-back, each with the verdict on its replacement.
 ///
-/// A connector that should not run has no verdict to wait for, and its former workload stays as well. One that runs,
-/// because somebody started it by hand, is a duplicate like any other.
+/// A connector that should not run has no verdict to wait for, and its former workload stays as well. One that somebody
+/// started by hand is a duplicate like any other, unless its replacement does not work.
 pub(super) fn formers<'a>(
     desired: &Desired,
     groups: &Groups<'a>,
     kept: &Kept<'a>,
+    memory: &Memory,
     rule: ProbationRule,
     now: Timestamp,
 ) -> Formers<'a> {
     let mut formers = Formers::new();
     for (id, keeper) in kept.iter().filter(|(_, keeper)| !keeper.is_former()) {
         let Some(connector) = desired.connectors.get(*id) else { continue };
+        let is_known = memory.connectors.get(*id).is_some_and(|memory| is_known_to_fail(memory, keeper));
+        let shown = connector.shown.filter(|_| !is_known);
+        let verdict = match (rule.judge(keeper.phase, keeper.vitals.as_ref(), shown, now), connector.requested) {
+            (Verdict::Failed(_) | Verdict::Until(_), Requested::Stop) => Verdict::Down,
+            (verdict, _) => verdict,
+        };
+        let may_come_back = |workload: &&&Workload| match workload.phase {
+            Phase::Created | Phase::Exited => workload.is_former(),
+            phase => workload.is_former() && phase.is_up() && matches!(verdict, Verdict::Failed(_)),
+        };
         let theirs = groups.get(*id).into_iter().flatten();
-        let former = theirs
-            .filter(|workload| workload.is_former() && matches!(workload.phase, Phase::Created | Phase::Exited))
-            .max_by_key(|workload| (workload.created, &workload.handle));
-        let Some(former) = former else { continue };
-        let verdict =
-            match (rule.judge(keeper.phase, keeper.vitals.as_ref(), connector.shown, now), connector.requested) {
-                (Verdict::Failed(_) | Verdict::Until(_), Requested::Stop) => Verdict::Down,
-                (verdict, _) => verdict,
-            };
-        formers.insert(id, (former, verdict));
+        let former = theirs.filter(may_come_back).max_by_key(|workload| (workload.created, &workload.handle));
+        if let Some(former) = former {
+            formers.insert(id, (former, verdict));
+        }
     }
     formers
+}
+
+/// Whether an earlier pass saw this workload fail and could not go back. The platform shows the connector as stopped
+/// then, as if that had been requested.
+fn is_known_to_fail(memory: &ConnectorMemory, workload: &Workload) -> bool {
+    let started = workload.vitals.as_ref().and_then(|vitals| vitals.started_at);
+    let refused = memory.refused.as_ref().is_some_and(|refused| {
+        let since = started.is_none_or(|started| started.as_second() <= refused.at);
+        refused.failure.is_some() && Some(&refused.hash) == workload.hash.as_ref() && since
+    });
+    memory.ended || refused
 }
 
 /// Right name and hash first (design: Ownership), unless it can never run again; then what runs, before what is merely
@@ -75,13 +92,20 @@ fn rank<'a>(workload: &'a Workload, wanted: Option<(&WorkloadName, &ConfigHash)>
     let hash = wanted.is_some_and(|(_, hash)| workload.hash.as_ref() == Some(hash));
     let up = workload.phase.is_up();
     let failed = workload.is_staged() && !up;
-    // What was replaced counts only when its configuration is wanted again, when somebody started it, or when nothing
-    // else is left.
-    let current = hash || up || !workload.is_former();
-    // Of two with the wanted hash, the one that replaced the other.
-    let replacement = hash && !workload.is_former();
-    let runs = (workload.phase != Phase::Broken, name && hash, !failed, hash, replacement, up);
-    (current, runs, name, workload.created, &workload.handle)
+    // What was replaced counts only when somebody started it, or when nothing else is left. Also when its configuration
+    // is wanted again: until it runs again, nobody knows whether it still works.
+    let current = up || !workload.is_former();
+    (
+        current,
+        workload.phase != Phase::Broken,
+        name && hash,
+        !failed,
+        hash,
+        up,
+        name,
+        workload.created,
+        &workload.handle,
+    )
 }
 
 /// Every removal: of unlisted connectors unless refused, and of what a listed connector has too many.

@@ -109,11 +109,11 @@ impl World {
             Step::RollBack { failed, former, name, .. } => {
                 let gone = self.of(id, failed)?.clone();
                 let back = self.of(id, &former.handle)?.clone();
-                if back.name != former.name || back.phase.is_up() || gone.change != Change::Replaced {
+                if back.name != former.name || back.phase == Phase::Broken || gone.change != Change::Replaced {
                     return Err(format!("{back:?} cannot come back for {gone:?}"));
                 }
                 self.take(failed)?;
-                self.free(name, None)?;
+                self.free(name, Some(&former.handle))?;
                 let vitals = self.begun(true, now).1;
                 let workload = self.of(id, &former.handle)?;
                 (workload.phase, workload.vitals) = (Phase::Running, vitals);

@@ -7,7 +7,9 @@
 //!
 //! A pass takes a lock over when its process is seen to be gone, or when there was no sign of life for a minute and the
 //! process is not seen to be alive. It renames the lock first, and then looks for a sign of life once more. The holder
-//! looks at the name of its lock after each sign of life. So whatever the order, one of the two sees the other.
+//! looks at the name of its lock after each sign of life. So either the one sees the sign, or the other sees the new name.
+//! While the lock is renamed, a third pass can take the name; it finds the renamed lock among the containers of its
+//! manager, and works only when that one is abandoned as well.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -39,6 +41,8 @@ const TRIES: usize = 5;
 const RENEW: Duration = Duration::from_secs(15);
 /// The time between two attempts while the engine does not take a sign of life.
 const RETRY: Duration = Duration::from_secs(3);
+/// Longest wait for an answer about the lock. With [`TRUSTED`] it is less than [`ABANDONED`].
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a pass trusts its last sign of life. Others wait for longer, see [`ABANDONED`].
 const TRUSTED: Duration = Duration::from_secs(40);
 /// The time without a sign of life after which a lock counts as abandoned.
@@ -68,6 +72,10 @@ pub(super) struct HeldLock {
 impl HeldLock {
     pub(super) fn id(&self) -> &str {
         &self.id
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 }
 
@@ -141,7 +149,7 @@ impl Docker {
     /// Gives the lock back. Every container that it consists of goes.
     pub(super) async fn release(&self, lock: DockerLock) -> Result<(), OrchestratorError> {
         lock.keeping.abort();
-        // A sign of life that is being given just now ends before this.
+        // When a sign of life was being given just now, its container stays, and the next pass removes it.
         let sign = lock.held.last_sign.lock().await;
         if let Some(id) = &sign.id {
             self.remove(id).await.map_err(self.refused("giving back the lock"))?;
@@ -156,10 +164,29 @@ impl Docker {
         let mut sign = held.last_sign.lock().await;
         if sign.at.age() >= TRUSTED {
             // It slept, or could not reach the engine, for long enough that somebody may be about to take the lock.
-            self.give_sign(held, &mut sign).await
+            self.in_time(held, self.give_sign(held, &mut sign)).await
         } else {
-            self.is_held(held).await
+            self.in_time(held, self.is_held(held)).await
         }
+    }
+
+    /// Waits for an answer about the lock. An engine that does not answer for long has lost this pass its lock, because
+    /// others may reach it.
+    async fn in_time(
+        &self,
+        held: &HeldLock,
+        asking: impl Future<Output = Result<(), OrchestratorError>>,
+    ) -> Result<(), OrchestratorError> {
+        match tokio::time::timeout(ANSWER_TIMEOUT, asking).await {
+            Ok(answered) => answered,
+            Err(_) => Err(self.lost(held, "unknown, for the engine does not answer")),
+        }
+    }
+
+    fn lost(&self, held: &HeldLock, holder: &str) -> OrchestratorError {
+        held.stop.signal(Cause::LockLost);
+        let (holder, since, until) = (holder.to_owned(), format!("{:.0}", Timestamp::now()), "unknown".to_owned());
+        OrchestratorError::Locked { place: self.place(), holder, since, until, cure: LOST }
     }
 
     fn hold(&self, id: String, name: String, begun: Moment) -> DockerLock {
@@ -178,7 +205,8 @@ impl Docker {
         loop {
             tokio::time::sleep(wait).await;
             let mut sign = held.last_sign.lock().await;
-            wait = match self.give_sign(held, &mut sign).await {
+            let given = self.in_time(held, self.give_sign(held, &mut sign)).await;
+            wait = match given {
                 Ok(()) => RENEW,
                 Err(OrchestratorError::Locked { .. }) => return,
                 Err(error) if sign.at.age() >= TRUSTED => {
@@ -201,8 +229,11 @@ impl Docker {
         let labels = HashMap::from([(LABEL_ALIVE.to_owned(), held.id.clone())]);
         let id = self.create_marker(&name, labels).await.map_err(self.refused("keeping the lock"))?;
         let former = sign.id.replace(id);
-        if let Some(former) = former {
-            self.remove(&former).await.map_err(self.refused("keeping the lock"))?;
+        if let Some(former) = former
+            && let Err(error) = self.remove(&former).await
+        {
+            // The next pass removes what is left of a lock.
+            tracing::debug!(%error, "a sign of life stays");
         }
         self.is_held(held).await?;
         sign.at = at;
@@ -219,9 +250,7 @@ impl Docker {
             Err(error) if status(&error) == Some(404) => "nobody, for somebody removed it,",
             Err(error) => return Err(self.refused("looking at the own lock")(error)),
         };
-        held.stop.signal(Cause::LockLost);
-        let (holder, since, until) = (why.to_owned(), format!("{:.0}", Timestamp::now()), "unknown".to_owned());
-        Err(OrchestratorError::Locked { place: self.place(), holder, since, until, cure: LOST })
+        Err(self.lost(held, why))
     }
 
     /// Tries once to take the lock. `None` when the lock exists already.
@@ -283,8 +312,11 @@ impl Docker {
         let void = format!("{name}-void-{:08x}", fastrand::u32(..));
         rename(void).await.or_else(gone).map_err(self.refused(WHAT))?;
         if !self.is_void(lock, ttl).await? {
-            rename(name.to_owned()).await.or_else(gone).map_err(self.refused(WHAT))?;
-            return Ok(false);
+            return match rename(name.to_owned()).await.or_else(gone) {
+                // A third pass took the name meanwhile. It finds the other lock, and gives its own back.
+                Err(error) if status(&error) == Some(409) => Ok(false),
+                renamed => renamed.map(|()| false).map_err(self.refused(WHAT)),
+            };
         }
         for id in self.signs_of(lock).await?.into_iter().map(|(id, _)| id).chain([lock.id.clone()]) {
             self.remove(&id).await.map_err(self.refused(WHAT))?;
@@ -310,6 +342,18 @@ impl Docker {
             Err(error) if status(&error) == Some(403) => Ok(Timestamp::now()),
             Err(error) => Err(self.refused("asking for the engine's time")(error)),
         }
+    }
+
+    /// The error for a pass whose lock this is, although it does not have the name of the lock any more. `None` when it is
+    /// abandoned.
+    pub(super) async fn other_holder(
+        &self,
+        summary: &ContainerSummary,
+    ) -> Result<Option<OrchestratorError>, OrchestratorError> {
+        let state = summary.labels.as_ref().and_then(state);
+        let found = Found { id: summary.id.clone().unwrap_or_default(), state, created: created(summary) };
+        let is_void = self.is_void(&found, FORMER_TTL).await?;
+        Ok((!is_void).then(|| self.locked(Some(&found), FORMER_TTL)))
     }
 
     /// The error for a pass of an earlier version that is still at work; `None` when its lock is void. The lock of that

@@ -161,7 +161,7 @@ impl Docker {
 }
 
 /// The names of a container, without the slash that the engine puts before each.
-fn names(summary: &ContainerSummary) -> impl Iterator<Item = &str> {
+pub(super) fn names(summary: &ContainerSummary) -> impl Iterator<Item = &str> {
     // A name of two parts is the one that a linked container has within another. Only its own name counts.
     let all = summary.names.as_deref().unwrap_or_default().iter();
     all.map(|name| name.trim_start_matches('/')).filter(|name| !name.contains('/'))

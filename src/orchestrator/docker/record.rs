@@ -15,6 +15,7 @@ use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::lock::{LABEL_ALIVE, LABEL_LOCK};
+use super::observe::names;
 use super::{Docker, FAILED, status};
 use crate::memory::{ConnectorMemory, Memory, Registration, XtmOneMemory};
 use crate::model::{ConfigHash, ConnectorId, PlatformKind};
@@ -68,6 +69,8 @@ impl Docker {
     /// it is written again under its new name.
     pub(super) async fn read_record(&self) -> Result<Records, OrchestratorError> {
         let mut records = Records::default();
+        // Parts of locks, where a pass was killed while it took one over.
+        let mut left_over = Vec::new();
         let mut best: Option<(RecordHead, HashMap<String, String>)> = None;
         let owner = format!("{LABEL_OWNER}={}", self.owner.manager);
         let filters = HashMap::from([("label", vec![owner])]);
@@ -81,10 +84,14 @@ impl Docker {
                     None => records.ids.extend(summary.id.clone()),
                     Some(held) => records.recalled.locked = Some(held),
                 }
-            } else if self.is_left_over(&summary, labels) {
-                // A pass was killed while it took a lock over.
-                records.ids.extend(summary.id.clone());
-                records.recalled.stale = true;
+            } else if labels.contains_key(LABEL_LOCK) && self.is_left_over(&summary) {
+                match self.other_holder(&summary).await? {
+                    None => left_over.extend(summary.id.clone()),
+                    Some(held) => records.recalled.locked = Some(held),
+                }
+            } else if labels.get(LABEL_ALIVE).is_some_and(|lock| self.held.get().is_some_and(|held| held.id() != lock))
+            {
+                left_over.extend(summary.id.clone());
             }
             let Some(head) = labels.get(LABEL_RECORD) else { continue };
             records.ids.extend(summary.id.clone());
@@ -101,6 +108,8 @@ impl Docker {
                 }
             }
         }
+        records.recalled.stale |= !left_over.is_empty();
+        records.ids.extend(left_over);
         match best {
             Some((head, labels)) => {
                 records.recalled.memory.blind = head.blind;
@@ -112,12 +121,11 @@ impl Docker {
         Ok(records)
     }
 
-    /// Whether this is a part of a lock, and not of the lock of this pass. Nobody else can hold one now.
-    fn is_left_over(&self, summary: &ContainerSummary, labels: &HashMap<String, String>) -> bool {
-        let id = summary.id.as_deref().unwrap_or_default();
-        let of_lock =
-            labels.get(LABEL_ALIVE).map(String::as_str).or_else(|| labels.contains_key(LABEL_LOCK).then_some(id));
-        of_lock.is_some_and(|lock| self.held.get().is_some_and(|held| held.id() != lock))
+    /// Whether a lock is neither that of this pass nor the one that has the name of the lock.
+    fn is_left_over(&self, summary: &ContainerSummary) -> bool {
+        let Some(held) = self.held.get() else { return false };
+        let has_name = names(summary).any(|name| name == held.name());
+        summary.id.as_deref() != Some(held.id()) && !has_name
     }
 
     /// Replaces all records by a single one that holds `memory`.

@@ -70,6 +70,7 @@ impl Docker {
             {
                 return Err(self.unnamed(name, error, "cannot be named").await);
             }
+            self.still_held().await?;
             self.start(&handle.0).await.map_err(wont_start)
         };
         match finished.await {
@@ -97,13 +98,23 @@ impl Docker {
             Ok(new) => new,
             Err(cause) => return Err(self.keep(old, start, false, cause).await),
         };
+        if context.stop.cause().is_some() {
+            // What runs is not stopped when there may be no time to start anything.
+            let cause = StepError::Stopped("the pass ended before the container was replaced");
+            return Err(self.discard(&new, cause).await);
+        }
         let exchanged = async {
             if let Some(kept_as) = old.kept_as.filter(|_| old.is_set_aside()) {
                 let renamed = self.rename(&old.handle.0, kept_as).await.or_else(gone);
                 renamed.map_err(part("that is replaced cannot be set aside"))?;
             }
             self.stop(&old.handle.0).await.or_else(gone).map_err(part("that is replaced cannot be stopped"))?;
-            if start { self.start(&new.0).await.map_err(wont_start) } else { Ok(()) }
+            if start {
+                self.still_held().await?;
+                self.start(&new.0).await.map_err(wont_start)
+            } else {
+                Ok(())
+            }
         };
         if let Err(cause) = exchanged.await {
             tracing::warn!(container = old.name, "going back to the old container");
@@ -142,9 +153,12 @@ impl Docker {
             last_log.read(self, failed).await;
         }
         self.remove(&failed.0).await.map_err(part("that failed cannot be removed"))?;
+        self.still_held().await?;
         // It keeps the name of a former container until it runs: see above.
         self.start(&former.handle.0).await.map_err(part("that was replaced cannot be started again"))?;
-        if let Err(error) = self.rename(&former.handle.0, name).await {
+        if name != former.name
+            && let Err(error) = self.rename(&former.handle.0, name).await
+        {
             return Err(self.unnamed(name, error, "cannot be named").await);
         }
         Ok(former.handle.clone())
@@ -242,6 +256,7 @@ impl Docker {
             return rolled_back(cause);
         }
         let back = async {
+            self.still_held().await?;
             self.start(&old.handle.0).await.map_err(part("that was to be replaced cannot be started again"))?;
             if !set_aside {
                 return Ok(());

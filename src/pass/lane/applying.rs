@@ -72,10 +72,14 @@ impl Lane<'_> {
         let publishing = async {
             let all = || publish::publications(state, |id| !with_steps.contains(id));
             let mut published = publisher.publish(all()).await;
+            let mut failures = vec![];
             while tokio::time::timeout(SIGN_OF_LIFE, is_applied.notified()).await.is_err() {
                 self.give_sign_of_life(permit).await;
-                published.add(publisher.publish(all().into_iter().map(Publication::without_logs).collect()).await);
+                let again = all().into_iter().map(Publication::without_logs).collect();
+                // Of all rounds, the last one tells how things stand.
+                failures = publisher.publish(again).await.failures;
             }
+            published.failures.extend(failures);
             published
         };
         let done = tokio::join!(applying, publishing);

@@ -39,7 +39,7 @@ impl Lane<'_> {
         if self.stop.cause().is_none() {
             let (plan, places) = settle::roll_backs(&refreshed, after, &verdicts);
             if !places.is_empty() {
-                let rolled_back = self.roll_back(store, look, &plan, after, known).await;
+                let rolled_back = self.roll_back(store, look, outcomes, &plan, after, known).await;
                 settle::put_in_place(outcomes, rolled_back, &plan, &places);
             }
         }
@@ -58,11 +58,13 @@ impl Lane<'_> {
         &mut self,
         store: &StoredMemory<'_, O>,
         look: &Look,
+        outcomes: &Outcomes,
         plan: &Plan,
         after: &mut WorkloadsAfter,
         known: &mut Known,
     ) -> Outcomes {
         let mut formers = BTreeMap::new();
+        known.findings.undone = after_apply::undone(&look.plan, outcomes, &look.prepared.rejected);
         for (entry, step) in plan.steps() {
             let Step::RollBack { former, hash, failure, .. } = step else { continue };
             tracing::warn!(connector = %entry.connector, %failure, "going back to the former workload");
