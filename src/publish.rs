@@ -4,7 +4,7 @@ mod reach;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -33,6 +33,8 @@ const KEPT: u32 = 10;
 const DELIVERY_MAX: usize = 400 * 1024;
 /// The line that stands in place of lines that were left out of a delivery.
 const LEFT_OUT: &str = "[earlier lines are left out]";
+/// Longest wait for one answer once the pass has to end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 const LOG_REFUSED: Cure = Cure(
     "the platform answers other requests: see what it, or a proxy before it, has against the size or the content of this log, \
      or lower MANAGER__LOGS_TAIL",
@@ -396,7 +398,7 @@ impl<O: Orchestrator> Publisher<'_, O> {
         let part = log_part(self.platform.log_delivery(), publication.delivered.as_ref(), self.tail);
         let request = LogRequest { part, secrets: &publication.secrets };
         let reading = tokio::time::timeout(LOG_TIMEOUT, self.orchestrator.logs(handle, &request));
-        if let Some(Ok(read)) = self.stop.within(Until::Published, reading).await {
+        if let Some(Ok(read)) = self.patiently(reading).await {
             return Some(read);
         }
         let error = format!("the log of {handle} did not come within {} s", LOG_TIMEOUT.as_secs());
@@ -432,7 +434,7 @@ impl<O: Orchestrator> Publisher<'_, O> {
         }
         let (platform, permit, id) = (Arc::clone(&self.platform), self.permit, connector.clone());
         let answer = tokio::task::spawn_blocking(move || call(platform.as_ref(), permit, &id));
-        let Some(answer) = self.stop.within(Until::Published, answer).await else {
+        let Some(answer) = self.patiently(answer).await else {
             reach.cut();
             failures.push(failure(
                 "no answer came before the pass had to end".to_owned(),
@@ -471,6 +473,19 @@ impl<O: Orchestrator> Publisher<'_, O> {
     /// Whether the platform answers a small request after another one failed. Also false when the pass has to end first.
     async fn still_answers(&self, reach: &Reach) -> bool {
         let answers = reach.answers_since(Instant::now(), &self.platform);
-        self.stop.within(Until::Published, answers).await.unwrap_or(false)
+        self.patiently(answers).await.unwrap_or(false)
+    }
+
+    /// Waits for an answer. Once the pass has to end, that takes a few seconds at most, so that one answer that does not
+    /// come leaves time for what comes after it.
+    async fn patiently<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
+        let answer = async {
+            tokio::select! {
+                biased;
+                answer = answer => Some(answer),
+                () = async { self.stop.stopped().await; tokio::time::sleep(LAST_WORDS).await } => None,
+            }
+        };
+        self.stop.within(Until::Published, answer).await.flatten()
     }
 }
