@@ -267,3 +267,100 @@ fn open_each<'a>(
         work();
     });
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+mod tests {
+    use std::sync::mpsc;
+
+    use stand_in_platform::envelope::encrypt_v2;
+
+    use super::*;
+    use crate::desired::{self, Listing, WireConnector, WireVariable};
+    use crate::memory::Memory;
+    use crate::model::{Change, ConfigHash, Handle, ManagerId, Observed, Phase, PlatformKind, Vitals, Workload};
+    use crate::plan::{self, LoopAction, Policy, PrunePolicy};
+    use crate::probation::ProbationRule;
+    use crate::restart_window::LoopRule;
+
+    fn connector(id: &str, key: &ManagerKey) -> WireConnector {
+        let value = encrypt_v2(&key.public_pem, "value").expect("an envelope");
+        WireConnector {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            image: "image:1".to_owned(),
+            hash: "cafe".to_owned(),
+            requested: "starting".to_owned(),
+            current: None,
+            configuration: vec![WireVariable {
+                key: "KEY".to_owned(),
+                value: Some(Secret::new(value)),
+                encrypted: true,
+            }],
+        }
+    }
+
+    fn workload(handle: &str, connector: &str, now: jiff::Timestamp) -> Workload {
+        Workload {
+            handle: Handle(handle.to_owned()),
+            name: handle.to_owned(),
+            connector: ConnectorId::new(connector).expect("an id"),
+            platform: Some(PlatformKind::OpenCti),
+            hash: Some(ConfigHash::new("beef").expect("a hash")),
+            phase: Phase::Running,
+            created: now,
+            vitals: Some(Vitals::default()),
+            change: Change::Replaced,
+            troubles: vec![],
+        }
+    }
+
+    #[test]
+    fn what_the_first_step_needs_is_decrypted_first_and_nothing_once_nobody_wants_it() {
+        let key = ManagerKey::generate(2048).expect("a key");
+        let desired = desired::read(Listing {
+            connectors: ["a", "b", "z"].map(|id| connector(id, &key)).into(),
+            unreadable: vec![],
+        });
+        let now = jiff::Timestamp::now();
+        let observed =
+            Observed { workloads: ["z1", "z2"].map(|handle| workload(handle, "z", now)).into(), ..Observed::default() };
+        let policy = Policy {
+            loop_rule: LoopRule { window_s: 300, limit: 3 },
+            loop_action: LoopAction::Report,
+            prune: PrunePolicy { allow: false, max_percent: 50 },
+            probation: ProbationRule { length_s: 0, after_restart_s: 300 },
+            release: None,
+        };
+        let plan = plan::plan(&desired, &observed, &Memory::default(), &policy, now);
+        let removed = plan.steps().next().map(|(entry, step)| (entry.connector.as_str(), step.word()));
+        assert_eq!(removed, Some(("z", "remove")), "one workload too many goes before all else");
+
+        let manager = ManagerId::new("manager").expect("an id");
+        let common =
+            Common { manager: &manager, platform: PlatformKind::OpenCti, url: "http://x", proxy: None, registry: None };
+        let stop = Stop::after(Duration::from_mins(1), Duration::from_secs(1));
+        let decryptors = Decryptors(Arc::new(Free { cores: Mutex::new(1), freed: Condvar::new(), all: 1 }));
+        let (prepared, preparer) = begin(&plan);
+        let specs = Arc::clone(&prepared.specs);
+        thread::scope(|scope| {
+            // The only core is taken until nobody wants the specs any more.
+            let (taken, is_taken) = mpsc::channel();
+            let (free, is_free) = mpsc::channel::<()>();
+            let decryptors = &decryptors;
+            scope.spawn(move || {
+                decryptors.run(|| {
+                    taken.send(()).unwrap();
+                    is_free.recv().unwrap();
+                });
+            });
+            is_taken.recv().unwrap();
+            scope.spawn(|| preparer.run(&desired, &key, &common, decryptors, &stop));
+            drop(prepared);
+            free.send(()).unwrap();
+        });
+        let made: Vec<&str> =
+            specs.iter().filter(|(_, spec)| spec.get().is_some()).map(|(id, _)| id.as_str()).collect();
+        assert_eq!(made, ["z"], "the one envelope that was next");
+    }
+}
