@@ -269,7 +269,6 @@ fn open_each<'a>(
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 mod tests {
     use std::sync::mpsc;
 
