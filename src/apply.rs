@@ -1,5 +1,5 @@
 //! Carries out a plan without deciding anything: the removals first, then the steps of each connector in order, several
-//! connectors at a time.
+//! connectors at a time. The steps of a connector wait until its spec is made, which goes on meanwhile.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -12,9 +12,10 @@ use crate::access::Permit;
 use crate::model::{ConnectorId, Handle, PlatformKind};
 use crate::orchestrator::{LastLog, LogRead, LogRequest, Orchestrator, OrchestratorError, StepContext, StepError};
 use crate::plan::{Plan, Step};
-use crate::prepare::Prepared;
+use crate::prepare::{Preparation, Prepared};
 use crate::probation::Failure;
-use crate::stop::Stop;
+use crate::render::Spec;
+use crate::stop::{Cause, Stop};
 
 /// How many log lines of a workload that failed on probation a message shows.
 const LINES_SHOWN: usize = 3;
@@ -60,7 +61,6 @@ impl<O: Orchestrator> Applier<'_, O> {
                 crate::plan::Decision::Step(step) => Some((place, &entry.connector, step)),
                 _ => None,
             })
-            .filter(|(_, connector, _)| !self.prepared.rejected.contains_key(*connector))
             .partition(|(_, _, step)| matches!(step, Step::Remove { .. }));
         let mut outcomes = self.run(removals.into_iter().map(|placed| vec![placed]).collect()).await;
         let failed: Vec<&ConnectorId> = outcomes
@@ -83,8 +83,19 @@ impl<O: Orchestrator> Applier<'_, O> {
         results.await.into_iter().flatten().collect()
     }
 
-    /// Carries out the steps of one connector, up to the first that fails.
+    /// Carries out steps of one connector, up to the first that fails. Without its spec, none is begun: what they would
+    /// take away may be all that the connector has.
     async fn sequence(&self, steps: Vec<Placed<'_>>) -> Vec<(usize, Outcome)> {
+        let Some((_, connector, _)) = steps.first() else { return vec![] };
+        let spec = match self.prepared.of(connector).await {
+            Preparation::NotNeeded => None,
+            Preparation::Ready(spec) => Some(spec),
+            Preparation::Rejected => return vec![],
+            Preparation::GivenUp => {
+                let why = self.stop.cause().map_or("its values were not decrypted", Cause::as_str);
+                return steps.into_iter().map(|(place, ..)| (place, not_done(why))).collect();
+            }
+        };
         let mut outcomes = Vec::with_capacity(steps.len());
         let mut failed = false;
         for (place, connector, step) in steps {
@@ -93,7 +104,7 @@ impl<O: Orchestrator> Applier<'_, O> {
             } else if let Some(cause) = self.stop.cause() {
                 not_done(cause.as_str())
             } else {
-                self.step(connector, step).await
+                self.step(connector, step, spec).await
             };
             failed = outcome.result.is_err();
             outcomes.push((place, outcome));
@@ -101,12 +112,8 @@ impl<O: Orchestrator> Applier<'_, O> {
         outcomes
     }
 
-    async fn step(&self, connector: &ConnectorId, step: &Step) -> Outcome {
+    async fn step(&self, connector: &ConnectorId, step: &Step, spec: Option<&Spec>) -> Outcome {
         let begun = Instant::now();
-        let spec = self.prepared.specs.get(connector);
-        if step.makes_workload() && spec.is_none() {
-            return not_done("the pass ended before its values were decrypted");
-        }
         let wanted = self.last_logs.get(connector).filter(|_| step.ends_log_of().is_some());
         let last_log = wanted.cloned().map(LastLog::new);
         let exit_code = OnceLock::new();

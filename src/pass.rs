@@ -127,7 +127,7 @@ pub(crate) async fn pass(
         concurrency: (limits.concurrency / lanes.len().max(1)).max(1),
         stop: stop.clone(),
         progress,
-        decryptors: Decryptors::new(),
+        decryptors: Decryptors::new(command.access()),
     };
     tracing::info!(pass = pass.id, command = command.name(), "begins");
     let running = lanes.into_iter().map(|settings| {

@@ -75,7 +75,8 @@ pub(crate) struct LaneReport {
     codes: Vec<u8>,
 }
 
-/// How long one stage of a lane took, in milliseconds.
+/// How long one stage of a lane took, in milliseconds. `prepare` is the time from the plan until the last value was
+/// decrypted, which goes on during `apply`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Stage {
     /// The name of the stage as in design.md.

@@ -86,7 +86,7 @@ struct Lane<'a> {
     last_heartbeat: Option<Timestamp>,
 }
 
-/// What the platform wants, what the lane plans to do for it, and the specs that this needs.
+/// What the platform wants, what the lane plans to do for it, and the specs that this needs, which are made meanwhile.
 struct Look {
     desired: Arc<Desired>,
     plan: Arc<Plan>,
@@ -204,10 +204,11 @@ impl Lane<'_> {
             return Ok(());
         };
         let (look, observation) = self.observe_and_plan(orchestrator, desired, &mut recalled).await?;
+        self.prepared(&look.prepared).await?;
         let troubles = troubles(&look.plan, &observation);
         self.report.plan(PlanReport {
             plan: &look.plan,
-            rejected: &look.prepared.rejected,
+            rejected: &look.prepared.rejected(),
             outcomes: None,
             assessments: &look.plan.assessments,
             troubles: &troubles,
@@ -283,7 +284,7 @@ impl Lane<'_> {
         let probation = self.settle(store, &look, &mut outcomes, &mut after, known).await;
 
         let begun = Instant::now();
-        known.findings.undone = after_apply::undone(&look.plan, &outcomes, &look.prepared.rejected);
+        known.findings.undone = after_apply::undone(&look.plan, &outcomes, &look.prepared.rejected());
         known.findings.looks = after.last_looks(&look.plan);
         let (memory, judged) = self.next_memory(known);
         let assessments: BTreeMap<_, _> = look.plan.assessments.clone().into_iter().chain(judged).collect();
@@ -348,17 +349,17 @@ impl Lane<'_> {
         let plan = Arc::new(plan::plan(&desired, &observation.observed, recalled, policy, at));
         self.stage("plan", begun);
 
-        let begun = Instant::now();
-        let prepared = self.prepare(&plan, &desired).await?;
-        self.stage("prepare", begun);
+        let prepared = self.prepare(&plan, &desired);
         Ok((Look { desired, plan, at, prepared }, observation))
     }
 
-    async fn prepare(&self, plan: &Arc<Plan>, desired: &Arc<Desired>) -> Result<Prepared, End> {
-        let (plan, desired, settings) = (Arc::clone(plan), Arc::clone(desired), Arc::clone(&self.settings));
+    /// Begins to make the specs that the plan needs.
+    fn prepare(&self, plan: &Plan, desired: &Arc<Desired>) -> Prepared {
+        let (desired, settings) = (Arc::clone(desired), Arc::clone(&self.settings));
         let (manager, platform) = (Arc::clone(&self.pass.manager), Arc::clone(&self.platform));
         let (decryptors, stop) = (self.pass.decryptors.clone(), self.stop.clone());
-        let work = move || {
+        let (prepared, preparer) = prepare::begin(plan);
+        tokio::task::spawn_blocking(move || {
             let common = Common {
                 manager: &manager.id,
                 platform: platform.kind(),
@@ -366,10 +367,19 @@ impl Lane<'_> {
                 proxy: settings.connector_proxy.as_ref(),
                 registry: settings.registry.server.as_deref(),
             };
-            prepare::prepare(&plan, &desired, &manager.key, &common, &decryptors, &stop)
-        };
-        let done = tokio::task::spawn_blocking(work).await;
-        done.map_err(|lost| PlatformError::Abandoned { operation: "decrypting", why: lost.to_string() }.into())
+            preparer.run(&desired, &manager.key, &common, &decryptors, &stop);
+        });
+        prepared
+    }
+
+    /// Waits until all specs are made, or the pass has to stop.
+    async fn prepared(&mut self, prepared: &Prepared) -> Result<(), PlatformError> {
+        let is_complete = prepared.is_complete().await;
+        self.report.stages.push(Stage { name: "prepare", ms: millis(prepared.took()) });
+        if is_complete || self.stop.cause().is_some() {
+            return Ok(());
+        }
+        Err(PlatformError::Abandoned { operation: "decrypting", why: "its thread was lost".to_owned() })
     }
 
     fn report_plan(
@@ -385,7 +395,7 @@ impl Lane<'_> {
         }
         self.report.plan(PlanReport {
             plan: &look.plan,
-            rejected: &look.prepared.rejected,
+            rejected: &look.prepared.rejected(),
             outcomes: Some(outcomes),
             assessments,
             troubles: &after.troubles(),

@@ -4,6 +4,7 @@
 mod cli;
 mod config;
 mod deadline;
+mod decrypting;
 mod docker;
 mod images;
 mod input;

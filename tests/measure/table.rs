@@ -31,11 +31,6 @@ impl Limit {
         Self { what: format!("{what} ≤ {most}{unit}"), got: format!("{}{unit}", figure(got)), held: got <= most }
     }
 
-    /// `got` must be at least `least`.
-    pub(crate) fn least(what: &str, unit: &str, got: f64, least: f64) -> Self {
-        Self { what: format!("{what} ≥ {least}{unit}"), got: format!("{}{unit}", figure(got)), held: got >= least }
-    }
-
     /// Two counts must be the same.
     pub(crate) fn same(what: &str, got: usize, wanted: usize) -> Self {
         Self { what: format!("{what} = {wanted}"), got: got.to_string(), held: got == wanted }

@@ -83,6 +83,9 @@ impl Lane<'_> {
             published
         };
         let done = tokio::join!(applying, publishing);
+        if let Err(error) = self.prepared(&look.prepared).await {
+            self.report.platform_failed(&error);
+        }
         self.stage("apply", begun);
         done
     }
