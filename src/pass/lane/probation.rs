@@ -64,7 +64,7 @@ impl Lane<'_> {
         known: &mut Known,
     ) -> Outcomes {
         let mut formers = BTreeMap::new();
-        known.findings.undone = after_apply::undone(&look.plan, outcomes, &look.prepared.rejected);
+        known.findings.undone = after_apply::undone(&look.plan, outcomes, &look.prepared.rejected());
         for (entry, step) in plan.steps() {
             let Step::RollBack { former, hash, failure, .. } = step else { continue };
             tracing::warn!(connector = %entry.connector, %failure, "going back to the former workload");
