@@ -1,7 +1,6 @@
 //! The lock protects a pass for as long as it works: against clocks that are wrong, against whoever removes it, and against
 //! a second pass in every order of their requests.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -158,16 +157,20 @@ fn two_passes_in_whatever_order_of_their_requests_never_run_two_instances_and_lo
         let log = EventLog::start(scene.engine);
         let turns = Turns::new(seed);
         let taps = [ApiTap::new(scene.engine), ApiTap::new(scene.engine)];
-        let passes = taps.each_ref().map(|tap| {
-            tap.take_turns(&Arc::clone(&turns));
+        let [first, second] = taps.each_ref().map(|tap| {
+            tap.take_turns(&turns);
             // Every other order keeps what is replaced, for a moment.
-            scene
-                .tapped(tap)
-                .var("MANAGER__PROBATION", if seed % 4 < 2 { "0" } else { "1" })
-                .var("MANAGER__SETTLE", "0")
-                .spawn()
+            let probation = if seed % 4 < 2 { "0" } else { "1" };
+            scene.tapped(tap).var("MANAGER__PROBATION", probation).var("MANAGER__SETTLE", "0")
         });
-        let outcomes = passes.map(crate::support::Running::wait);
+        let first = first.spawn();
+        // The second begins at another place of the first each time, up to its end.
+        let place = usize::try_from(seed % 16).unwrap();
+        scene.engine.wait_for("a place to begin", SOON, |_| {
+            (taps[0].requests().len() >= place || !first.is_running()).then_some(())
+        });
+        let second = second.spawn();
+        let outcomes = [first, second].map(crate::support::Running::wait);
         let codes = outcomes.each_ref().map(|outcome| outcome.code.unwrap_or(-1));
         let known = [exit::OK, exit::LOCKED].map(i32::from);
         assert!(codes.iter().all(|code| known.contains(code)), "order {seed}: {codes:?}");

@@ -97,7 +97,11 @@ fn every_exit_code_of_the_readme_is_one_of_the_programs() {
 
 /// The test that shows what each row of the table about the daemon claims, by the row's first cell.
 const SHOWN_BY: [(&str, &str, &str); 20] = [
-    ("Its workloads", "refresh.rs", "containers_of_the_daemon_are_adopted_as_they_are_and_looked_at_once"),
+    (
+        "Its workloads",
+        "refresh.rs",
+        "containers_of_the_daemon_are_adopted_as_they_run_get_the_restart_policy_and_are_looked_at_once",
+    ),
     ("`MANAGER__ID`, `P__TOKEN` as", "config.rs", "everything_wrong_is_told_at_once_with_a_cure_and_nothing_is_begun"),
     (
         "`MANAGER__CREDENTIALS_KEY`",
