@@ -61,12 +61,12 @@ impl<'a> Decided<'a> {
             return;
         };
         if let Some((former, Verdict::Failed(failure))) = former {
-            return self.roll_back(connector, workload, former, failure, final_name);
+            return self.roll_back(connector, workload, former, failure, &final_name);
         }
         let held = self.held(connector, workload);
         let refused = self.refused(connector, workload);
         if let Some(refused) = refused.as_ref().filter(|refused| self.waits(refused, workload)) {
-            return self.wait_with_former(connector, workload, refused, final_name);
+            return self.wait_with_former(connector, workload, refused, &final_name);
         }
         let refresh_reason = refresh_reason(connector, workload);
         let ended = !held && refresh_reason.is_none() && self.has_ended(connector, workload);
@@ -126,14 +126,7 @@ impl<'a> Decided<'a> {
 
     /// Goes back to what worked. The restarts of the failed workload do not count, because its configuration goes with
     /// it.
-    fn roll_back(
-        &mut self,
-        connector: &Connector,
-        failed: &Workload,
-        former: &Workload,
-        failure: Failure,
-        name: String,
-    ) {
+    fn roll_back(&mut self, connector: &Connector, failed: &Workload, former: &Workload, failure: Failure, name: &str) {
         let before = self.before.connectors.get(&connector.id);
         let (window, log) = before.map_or((None, None), |memory| (memory.window.clone(), memory.log.clone()));
         let earlier = before.and_then(|memory| memory.refused.as_ref());
@@ -144,7 +137,7 @@ impl<'a> Decided<'a> {
         let step = Step::RollBack {
             failed: failed.handle.clone(),
             former: Former { handle: former.handle.clone(), name: former.name.clone() },
-            name: name_for(connector, former, &name).to_owned(),
+            name: name_for(connector, former, name).to_owned(),
             hash: failed.hash.clone(),
             failure,
         };
@@ -154,7 +147,7 @@ impl<'a> Decided<'a> {
     /// Leaves the connector with what worked while its new configuration is not tried again yet. What worked is started
     /// when a roll-back before did not get that far, and only then gets its name back, because the name of a former
     /// workload says that it has to run.
-    fn wait_with_former(&mut self, connector: &Connector, workload: &Workload, refused: &RefusedStart, name: String) {
+    fn wait_with_former(&mut self, connector: &Connector, workload: &Workload, refused: &RefusedStart, name: &str) {
         match connector.requested {
             Requested::Run if !workload.phase.is_up() => {
                 let start = Step::Start { handle: workload.handle.clone(), reason: StartReason::RolledBack };
@@ -165,7 +158,7 @@ impl<'a> Decided<'a> {
             }
             Requested::Run | Requested::Stop => {}
         }
-        let name = name_for(connector, workload, &name);
+        let name = name_for(connector, workload, name);
         if workload.name != name {
             let (from, to) = (workload.name.clone(), name.to_owned());
             let rename = Step::Rename { handle: workload.handle.clone(), from, to };
