@@ -70,7 +70,8 @@ impl Bare {
             } else if request.mentions("updateConnectorLogs") {
                 logs.push(request);
             } else {
-                if let Some(name) = query.strip_prefix("name=").filter(|_| path.ends_with("/containers/create")) {
+                let name = query.split('&').find_map(|pair| pair.strip_prefix("name="));
+                if let Some(name) = name.filter(|_| path.ends_with("/containers/create")) {
                     lock = Some(name.to_owned());
                 }
                 if let (Some(name), "DELETE") = (&lock, request.method.as_str()) {
