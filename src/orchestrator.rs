@@ -19,7 +19,7 @@ use crate::desired::Desired;
 use crate::holder::Holder;
 use crate::log_cursor::{LogCursor, LogPart};
 use crate::memory::{ConnectorMemory, Memory};
-use crate::model::{ConnectorId, Cure, Handle, ManagerId, Observed, Phase, PlatformKind, Trouble, Vitals};
+use crate::model::{ConnectorId, Cure, Handle, ManagerId, Observed, Phase, PlatformKind, Trouble, Vitals, Workload};
 use crate::plan::Step;
 use crate::probation::Failure;
 use crate::render::Spec;
@@ -88,10 +88,14 @@ pub(crate) trait Orchestrator: Send + Sync + 'static {
 
     /// Lists all workloads, and looks closely at those that `desired` and `memory` make interesting. A failure of the
     /// listing is an error and never an empty list, for an empty list would lead to deployments of what runs already.
+    ///
+    /// `on_look` gets each workload that is the only one of its connector after the closer look at it, while the others
+    /// are still looked at. Where one list says everything, nothing is gained by that, and it is not called.
     fn observe(
         &self,
         desired: &Desired,
         memory: &Memory,
+        on_look: &OnLook<'_>,
     ) -> impl Future<Output = Result<Observation, OrchestratorError>> + Send;
 
     /// Carries out one step, and returns the workload after it (`None` when there is none). When the pass has to
@@ -227,6 +231,9 @@ pub(crate) struct Recalled {
     /// `check` ignore it, because they change nothing.
     pub(crate) locked: Option<OrchestratorError>,
 }
+
+/// Takes a workload and its environment as soon as they are known.
+pub(crate) type OnLook<'a> = dyn Fn(&Workload, &[(String, Secret)]) + Send + Sync + 'a;
 
 /// Everything that [`Orchestrator::observe`] finds.
 #[derive(Debug, Default)]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -166,6 +166,11 @@ pub fn publications(state: State<'_>, wanted: impl Fn(&ConnectorId) -> bool) -> 
         .collect()
 }
 
+/// Decides what to send for one usable connector. Pure.
+pub(crate) fn publication_of(state: State<'_>, connector: &Connector) -> Publication {
+    publication(state, Listed::Usable(connector))
+}
+
 fn publication(state: State<'_>, listed: Listed<'_>) -> Publication {
     let id = listed.id();
     let connector = match listed {
@@ -298,9 +303,14 @@ fn within_bounds(mut lines: Vec<String>) -> Vec<String> {
 impl<O: Orchestrator> Publisher<'_, O> {
     /// Sends all publications. A pass that has to stop still sends statuses, because they show what it did.
     pub async fn publish(&self, publications: Vec<Publication>) -> Published {
+        self.publish_as_they_come(futures_util::stream::iter(publications)).await
+    }
+
+    /// Sends each publication as soon as it comes, until there will be no more.
+    pub(crate) async fn publish_as_they_come(&self, publications: impl Stream<Item = Publication>) -> Published {
         let reach = Reach::default();
-        let sending = publications.into_iter().map(|one| self.send(one, &reach));
-        let all = futures_util::stream::iter(sending).buffer_unordered(self.concurrency).collect::<Vec<_>>().await;
+        let sending = publications.map(|one| self.send(one, &reach));
+        let all = sending.buffer_unordered(self.concurrency).collect::<Vec<_>>().await;
         let mut published = Published::default();
         for one in all {
             published.add(one);
