@@ -50,6 +50,7 @@ const VERSION_RUNS: usize = 10;
 /// Measures a pass against the limits that it has to keep.
 #[derive(Parser, Clone, Debug, PartialEq, Eq)]
 #[command(name = "tests/bench")]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 struct Arguments {
     /// Connectors that run
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]

@@ -59,7 +59,7 @@ impl Recorder {
             for client in sockets.incoming().flatten() {
                 let upstream = UnixStream::connect(&engine).expect("the engine can be reached");
                 let noted = Arc::clone(&noted);
-                thread::spawn(move || pass_on(client, upstream, To::Engine, &noted));
+                thread::spawn(move || pass_on(&client, &upstream, To::Engine, &noted));
             }
         });
         let ports = TcpListener::bind("127.0.0.1:0").expect("a port can be bound");
@@ -69,7 +69,7 @@ impl Recorder {
             for client in ports.incoming().flatten() {
                 let upstream = TcpStream::connect(&address).expect("the platform can be reached");
                 let noted = Arc::clone(&noted);
-                thread::spawn(move || pass_on(client, upstream, To::Platform, &noted));
+                thread::spawn(move || pass_on(&client, &upstream, To::Platform, &noted));
             }
         });
         Self { directory, url, requests }
@@ -87,7 +87,7 @@ impl Recorder {
 }
 
 /// Serves one connection until either side closes it.
-fn pass_on<W: Wire>(client: W, upstream: W, to: To, noted: &Mutex<Vec<Recorded>>) {
+fn pass_on<W: Wire>(client: &W, upstream: &W, to: To, noted: &Mutex<Vec<Recorded>>) {
     let served = || -> io::Result<()> {
         let (mut from_client, mut from_upstream) = (BufReader::new(client.twin()?), BufReader::new(upstream.twin()?));
         let (mut client, mut upstream) = (client.twin()?, upstream.twin()?);
