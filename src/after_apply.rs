@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::apply::Outcomes;
 use crate::desired::{Desired, Rejection};
 use crate::memory::{LastLook, Undone};
-use crate::model::{ConnectorId, CurrentStatus, Handle, Phase, Trouble, Vitals};
+use crate::model::{ConnectorId, CurrentStatus, Handle, Phase, Trouble, Vitals, Workload};
 use crate::orchestrator::{Observation, Orchestrator, OrchestratorError, StepError};
 use crate::plan::{Decision, Plan, RefreshReason, Skip, Step};
 use crate::secret::Secret;
@@ -66,6 +66,14 @@ impl WorkloadsAfter {
         });
         looks.collect()
     }
+}
+
+/// One workload of which nothing is changed, as it was observed.
+pub(crate) fn unchanged(workload: &Workload, environment: &[(String, Secret)]) -> WorkloadsAfter {
+    let Workload { handle, phase, created, vitals, troubles, .. } = workload.clone();
+    let environment = environment.to_vec();
+    let one = WorkloadAfter { handle, phase, created, vitals, environment, touched: false, troubles };
+    WorkloadsAfter { workloads: BTreeMap::from([(workload.connector.clone(), one)]), ..WorkloadsAfter::default() }
 }
 
 /// The workloads that stay, as they were observed before the steps. A workload that is down while the platform shows

@@ -130,11 +130,15 @@ impl<O: Orchestrator> Applier<'_, O> {
             // The next delivery is about the former workload, so it does not go on where this log ended.
             read.cursor = None;
         }
-        // For the connector, a roll-back that succeeds is a refresh that failed.
+        // For the connector, also a roll-back that succeeds is a refresh that failed.
         let result = match (step, result) {
-            (Step::RollBack { failure, .. }, Ok(_)) => {
+            (Step::RollBack { .. }, Err(StepError::Stopped(cause))) => Err(StepError::Stopped(cause)),
+            (Step::RollBack { failure, .. }, result) => {
                 let failure = Failure { exit_code: failure.exit_code.or(exit_code.get().copied()), ..*failure };
-                Err(StepError::Unstable { failure, log: last_lines(last_log.as_ref()) })
+                Err(match result {
+                    Ok(_) => StepError::Unstable { failure, log: last_lines(last_log.as_ref()) },
+                    Err(rollback) => StepError::NotRolledBack { failure, rollback: Box::new(rollback) },
+                })
             }
             (_, result) => result,
         };

@@ -328,7 +328,7 @@ async fn look_around<O: Orchestrator>(
     if let Err(error) = orchestrator.recall().await {
         return lines.orchestrator(what, &error);
     }
-    match orchestrator.observe(desired, &Memory::default()).await {
+    match orchestrator.observe(desired, &Memory::default(), &|_, _| ()).await {
         Ok(seen) => lines.good(what, format!("{} {workloads} of this manager", seen.observed.workloads.len())),
         Err(error) => lines.orchestrator(what, &error),
     }

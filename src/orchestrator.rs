@@ -19,7 +19,7 @@ use crate::desired::Desired;
 use crate::holder::Holder;
 use crate::log_cursor::{LogCursor, LogPart};
 use crate::memory::{ConnectorMemory, Memory};
-use crate::model::{ConnectorId, Cure, Handle, ManagerId, Observed, Phase, PlatformKind, Trouble, Vitals};
+use crate::model::{ConnectorId, Cure, Handle, ManagerId, Observed, Phase, PlatformKind, Trouble, Vitals, Workload};
 use crate::plan::Step;
 use crate::probation::Failure;
 use crate::render::Spec;
@@ -90,10 +90,14 @@ pub(crate) trait Orchestrator: Send + Sync + 'static {
 
     /// Lists all workloads, and looks closely at those that `desired` and `memory` make interesting. A failure of the
     /// listing is an error and never an empty list, for an empty list would lead to deployments of what runs already.
+    ///
+    /// `on_look` gets each workload that is the only one of its connector after the closer look at it, while the others
+    /// are still looked at. Where one list says everything, nothing is gained by that, and it is not called.
     fn observe(
         &self,
         desired: &Desired,
         memory: &Memory,
+        on_look: &OnLook<'_>,
     ) -> impl Future<Output = Result<Observation, OrchestratorError>> + Send;
 
     /// Carries out one step, and returns the workload after it (`None` when there is none). When the pass has to
@@ -233,6 +237,9 @@ pub(crate) struct Recalled {
     pub(crate) locked: Option<OrchestratorError>,
 }
 
+/// Takes a workload and its environment as soon as they are known.
+pub(crate) type OnLook<'a> = dyn Fn(&Workload, &[(String, Secret)]) + Send + Sync + 'a;
+
 /// Everything that [`Orchestrator::observe`] finds.
 #[derive(Debug, Default)]
 pub(crate) struct Observation {
@@ -321,6 +328,9 @@ pub(crate) enum StepError {
     /// The new workload started and did not stay up, so that the former one runs again. `log` are its last lines.
     #[error("rolled back: {failure}{}; the former one runs again", last_lines(.log))]
     Unstable { failure: Failure, log: Vec<String> },
+    /// The new workload started and did not stay up, and the attempt to go back failed.
+    #[error("it did not stay up: {failure}; going back failed as well: {rollback}; the next pass repairs it")]
+    NotRolledBack { failure: Failure, rollback: Box<StepError> },
     /// A refresh failed, and so did the attempt to bring the old workload back.
     #[error("{cause}; going back failed as well: {rollback}; the next pass repairs it")]
     RollbackFailed { cause: Box<StepError>, rollback: Box<StepError> },
@@ -339,7 +349,7 @@ impl StepError {
     pub(crate) fn is_refused_start(&self) -> bool {
         match self {
             Self::RolledBack { cause } | Self::RollbackFailed { cause, .. } => cause.is_refused_start(),
-            Self::WontStart { .. } | Self::Unstable { .. } => true,
+            Self::WontStart { .. } | Self::Unstable { .. } | Self::NotRolledBack { .. } => true,
             _ => false,
         }
     }
@@ -348,8 +358,7 @@ impl StepError {
     #[must_use]
     pub(crate) fn failure(&self) -> Option<Failure> {
         match self {
-            Self::Unstable { failure, .. } => Some(*failure),
-            Self::RollbackFailed { cause, .. } => cause.failure(),
+            Self::Unstable { failure, .. } | Self::NotRolledBack { failure, .. } => Some(*failure),
             _ => None,
         }
     }
@@ -362,7 +371,7 @@ impl StepError {
             | Self::Refused { cure, .. }
             | Self::WontStart { cure, .. } => *cure,
             Self::RolledBack { cause } => cause.cure(),
-            Self::RollbackFailed { rollback, .. } => rollback.cure(),
+            Self::RollbackFailed { rollback, .. } | Self::NotRolledBack { rollback, .. } => rollback.cure(),
             Self::Request(error) => error.cure(),
             Self::Unstable { .. } => {
                 Cure("look at its log and mend its configuration on the platform, which is then tried at once")

@@ -329,6 +329,33 @@ pub fn plan(desired: &Desired, observed: &Observed, memory: &Memory, policy: &Po
     decided.finish(removals, refusal, &kept)
 }
 
+/// The plan for this workload's connector alone, when nothing is to be done about it whatever the other workloads are
+/// like, so that it need not wait until all of them are known. `None` when that cannot be said.
+///
+/// The workload has to be the only one of its connector. A workload that has its connector's own name keeps it, because an
+/// orchestrator gives a name only once.
+#[must_use]
+pub fn settled(
+    desired: &Desired,
+    workload: &Workload,
+    memory: &Memory,
+    policy: &Policy,
+    now: Timestamp,
+) -> Option<Plan> {
+    let connector = desired.connectors.get(&workload.connector)?;
+    if workload.name != connector.name.as_str() {
+        return None;
+    }
+    let desired =
+        Desired { connectors: BTreeMap::from([(connector.id.clone(), connector.clone())]), ..Desired::default() };
+    let observed = Observed { workloads: vec![workload.clone()], ..Observed::default() };
+    let known = memory.connectors.get(&connector.id).map(|known| (connector.id.clone(), known.clone()));
+    let (connectors, last_pass) = (known.into_iter().collect(), memory.last_pass);
+    let plan = plan(&desired, &observed, &Memory { connectors, last_pass, ..Memory::default() }, policy, now);
+    let runs = |entry: &Entry| matches!(entry.decision, Decision::Skip(Skip::Running));
+    plan.entries.iter().all(runs).then_some(plan)
+}
+
 impl Plan {
     /// The steps in the order of the entries, each with its entry.
     pub fn steps(&self) -> impl Iterator<Item = (&Entry, &Step)> {

@@ -1,12 +1,13 @@
 //! Decides which statuses, health and logs to send to the platform (pure), and sends them.
 
+mod delivery;
 mod reach;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -24,15 +25,12 @@ use crate::render::{VARIABLE_HASH, names_a_secret};
 use crate::restart_window::{self, Assessment, LoopRule, Reading};
 use crate::secret::Secret;
 use crate::stop::{Cause, Stop, Until};
+use delivery::within_bounds;
 use reach::Reach;
 
 /// How many deliveries of an appended log a platform keeps (contracts 3). A delivery of more than this many times the
 /// tail would push out its own beginning.
 const KEPT: u32 = 10;
-/// Most bytes of one delivery to a platform that appends: proxies take a megabyte by default, and JSON makes text longer.
-const DELIVERY_MAX: usize = 400 * 1024;
-/// The line that stands in place of lines that were left out of a delivery.
-const LEFT_OUT: &str = "[earlier lines are left out]";
 /// Longest wait for one answer once the pass has to end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 const LOG_REFUSED: Cure = Cure(
@@ -168,6 +166,11 @@ pub fn publications(state: State<'_>, wanted: impl Fn(&ConnectorId) -> bool) -> 
         .collect()
 }
 
+/// Decides what to send for one usable connector. Pure.
+pub(crate) fn publication_of(state: State<'_>, connector: &Connector) -> Publication {
+    publication(state, Listed::Usable(connector))
+}
+
 fn publication(state: State<'_>, listed: Listed<'_>) -> Publication {
     let id = listed.id();
     let connector = match listed {
@@ -281,28 +284,17 @@ pub fn log_part(delivery: LogDelivery, delivered: Option<&LogCursor>, tail: u32)
     }
 }
 
-/// The newest lines that fit into one delivery. Lines that do not are left out for good: an endless retry of what a proxy
-/// finds too large would keep back everything that comes after.
-fn within_bounds(mut lines: Vec<String>) -> Vec<String> {
-    let mut bytes = 0;
-    let fits = |line: &&String| {
-        bytes += line.len() + 1;
-        bytes <= DELIVERY_MAX
-    };
-    let kept = lines.iter().rev().take_while(fits).count();
-    if kept < lines.len() {
-        lines.drain(..lines.len() - kept);
-        lines.insert(0, LEFT_OUT.to_owned());
-    }
-    lines
-}
-
 impl<O: Orchestrator> Publisher<'_, O> {
     /// Sends all publications. A pass that has to stop still sends statuses, because they show what it did.
     pub async fn publish(&self, publications: Vec<Publication>) -> Published {
+        self.publish_as_they_come(futures_util::stream::iter(publications)).await
+    }
+
+    /// Sends each publication as soon as it comes, until there will be no more.
+    pub(crate) async fn publish_as_they_come(&self, publications: impl Stream<Item = Publication>) -> Published {
         let reach = Reach::default();
-        let sending = publications.into_iter().map(|one| self.send(one, &reach));
-        let all = futures_util::stream::iter(sending).buffer_unordered(self.concurrency).collect::<Vec<_>>().await;
+        let sending = publications.map(|one| self.send(one, &reach));
+        let all = sending.buffer_unordered(self.concurrency).collect::<Vec<_>>().await;
         let mut published = Published::default();
         for one in all {
             published.add(one);

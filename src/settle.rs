@@ -8,7 +8,6 @@ use crate::after_apply::WorkloadsAfter;
 use crate::apply::Outcomes;
 use crate::memory::Memory;
 use crate::model::ConnectorId;
-use crate::orchestrator::StepError;
 use crate::plan::{Decision, Entry, Former, Plan, RefreshReason, Step};
 use crate::probation::{ProbationRule, Verdict};
 
@@ -78,18 +77,9 @@ pub(crate) fn roll_backs(
 }
 
 /// Puts the results of the roll-backs in place of those of the refreshes that failed.
-pub(crate) fn put_in_place(outcomes: &mut Outcomes, rolled_back: Outcomes, plan: &Plan, places: &[usize]) {
-    for (place, mut outcome) in rolled_back {
-        let (Some(original), Some(entry)) = (places.get(place), plan.entries.get(place)) else { continue };
-        if let Decision::Step(Step::RollBack { failure, .. }) = &entry.decision {
-            outcome.result = outcome.result.map_err(|error| match error {
-                StepError::Unstable { .. } => error,
-                error => {
-                    let cause = Box::new(StepError::Unstable { failure: *failure, log: vec![] });
-                    StepError::RollbackFailed { cause, rollback: Box::new(error) }
-                }
-            });
-        }
+pub(crate) fn put_in_place(outcomes: &mut Outcomes, rolled_back: Outcomes, places: &[usize]) {
+    for (place, outcome) in rolled_back {
+        let Some(original) = places.get(place) else { continue };
         outcomes.insert(*original, outcome);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    LogRead, LogRequest, Look, Observation, Orchestrator, OrchestratorError, Permission, Recalled, StepContext,
+    LogRead, LogRequest, Look, Observation, OnLook, Orchestrator, OrchestratorError, Permission, Recalled, StepContext,
     StepError,
 };
 use crate::access::Permit;
@@ -65,8 +65,13 @@ impl<O: Orchestrator> Orchestrator for Bounded<O> {
         self.within(Until::Steps, "reading the pass record", self.inner.recall()).await
     }
 
-    async fn observe(&self, desired: &Desired, memory: &Memory) -> Result<Observation, OrchestratorError> {
-        self.within(Until::Steps, "looking at the workloads", self.inner.observe(desired, memory)).await
+    async fn observe(
+        &self,
+        desired: &Desired,
+        memory: &Memory,
+        on_look: &OnLook<'_>,
+    ) -> Result<Observation, OrchestratorError> {
+        self.within(Until::Steps, "looking at the workloads", self.inner.observe(desired, memory, on_look)).await
     }
 
     async fn execute(

@@ -25,8 +25,8 @@ use crate::holder::Holder;
 use crate::memory::Memory;
 use crate::model::{Cure, Handle, Phase};
 use crate::orchestrator::{
-    LogRead, LogRequest, Look, Observation, Orchestrator, OrchestratorError, Owner, Permission, Recalled, StepContext,
-    StepError,
+    LogRead, LogRequest, Look, Observation, OnLook, Orchestrator, OrchestratorError, Owner, Permission, Recalled,
+    StepContext, StepError,
 };
 use crate::plan::{StartReason, Step, UpdateReason};
 use crate::progress::Progress;
@@ -268,8 +268,13 @@ impl Orchestrator for Docker {
         Ok(self.read_record().await?.recalled)
     }
 
-    async fn observe(&self, desired: &Desired, memory: &Memory) -> Result<Observation, OrchestratorError> {
-        self.observe_all(desired, memory).await
+    async fn observe(
+        &self,
+        desired: &Desired,
+        memory: &Memory,
+        on_look: &OnLook<'_>,
+    ) -> Result<Observation, OrchestratorError> {
+        self.observe_all(desired, memory, on_look).await
     }
 
     async fn execute(&self, _: Permit, step: &Step, context: StepContext<'_>) -> Result<Option<Handle>, StepError> {

@@ -31,8 +31,8 @@ use crate::memory::{ConnectorMemory, Memory};
 use crate::model::{ConnectorId, Cure, Handle, PlatformKind, short_hash};
 use crate::orchestrator::versioned::{decode, encode};
 use crate::orchestrator::{
-    LogRead, LogRequest, Look, Observation, Orchestrator, OrchestratorError, Owner, Permission, Recalled, StepContext,
-    StepError,
+    LogRead, LogRequest, Look, Observation, OnLook, Orchestrator, OrchestratorError, Owner, Permission, Recalled,
+    StepContext, StepError,
 };
 use crate::plan::{RemoveReason, Step};
 use crate::render::Registry;
@@ -301,7 +301,7 @@ impl Orchestrator for Kubernetes {
         self.read_record().await
     }
 
-    async fn observe(&self, desired: &Desired, _: &Memory) -> Result<Observation, OrchestratorError> {
+    async fn observe(&self, desired: &Desired, _: &Memory, _: &OnLook<'_>) -> Result<Observation, OrchestratorError> {
         self.observe_all(desired).await
     }
 

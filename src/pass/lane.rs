@@ -6,6 +6,7 @@ mod notices;
 mod probation;
 mod publishing;
 mod registration;
+mod settled;
 mod xtm_one;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ use crate::restart_window::Assessment;
 use crate::stop::{Cause, Stop};
 use crate::stored_memory::StoredMemory;
 use crate::xtm_one::XtmOneSettings;
+use settled::{Early, Settled};
 
 /// Added to the pass deadline, so that the lock outlives the steps that finish after it.
 const LOCK_GRACE: Duration = Duration::from_mins(4);
@@ -99,6 +101,7 @@ struct Look {
 struct Known {
     recalled: Memory,
     findings: Findings,
+    settled: Settled,
 }
 
 /// Runs one lane to its end.
@@ -203,7 +206,7 @@ impl Lane<'_> {
         let Some(desired) = self.foresee_registration_and_pull(version, recalled.registration.as_ref()).await? else {
             return Ok(());
         };
-        let (look, observation) = self.observe_and_plan(orchestrator, desired, &mut recalled).await?;
+        let (look, observation) = self.observe_and_plan(orchestrator, desired, &mut recalled, None).await?;
         self.prepared(&look.prepared).await?;
         let troubles = troubles(&look.plan, &observation);
         self.report.plan(PlanReport {
@@ -239,7 +242,7 @@ impl Lane<'_> {
             return self.by_hand(command, version, &store, &memory.xtm_one).await;
         }
         let (xtm_one, remembered) = (self.xtm_one(), memory.xtm_one.clone());
-        let mut known = Known { recalled: memory, findings: Findings::default() };
+        let mut known = Known { recalled: memory, findings: Findings::default(), settled: Settled::default() };
         // What the connectors need is remembered without waiting for XTM One.
         let reconciling = async {
             let done = self.reconcile(&store, version, &mut known).await;
@@ -264,7 +267,28 @@ impl Lane<'_> {
     ) -> Result<(), End> {
         let (orchestrator, permit) = (store.orchestrator(), store.permit());
         let desired = self.register_and_pull(orchestrator, permit, version, known).await?;
-        let (look, observation) = self.observe_and_plan(orchestrator, desired, &mut known.recalled).await?;
+        let stop = self.stop.clone();
+        let publisher = self.publisher_until(&stop, orchestrator, permit);
+        let (early, publications) = settled::channel();
+        // A platform that is slow to take these keeps neither the looks nor the steps from going on.
+        let publishing = publisher.publish_as_they_come(publications);
+        let (published, done) = tokio::join!(publishing, self.converge(store, desired, known, early));
+        self.report_published(&published);
+        done
+    }
+
+    /// Makes the workloads what the platform wants, and publishes what came of it.
+    async fn converge<O: Orchestrator>(
+        &mut self,
+        store: &StoredMemory<'_, O>,
+        desired: Arc<Desired>,
+        known: &mut Known,
+        early: Early,
+    ) -> Result<(), End> {
+        let (orchestrator, permit) = (store.orchestrator(), store.permit());
+        let Known { recalled, settled, .. } = known;
+        let (look, observation) =
+            self.observe_and_plan(orchestrator, desired, recalled, Some((early, settled))).await?;
         store.found(&observation.remembered).await;
         if let Some(cause) = self.stop.cause() {
             return Err(End::Stopped(cause));
@@ -333,9 +357,10 @@ impl Lane<'_> {
         orchestrator: &O,
         desired: Arc<Desired>,
         recalled: &mut Memory,
+        early: Option<(Early, &mut Settled)>,
     ) -> Result<(Look, Observation), End> {
         let begun = Instant::now();
-        let observation = self.until_stopped(orchestrator.observe(&desired, recalled)).await??;
+        let observation = self.observe(orchestrator, &desired, recalled, early).await?;
         self.report.orchestrator.workloads = Some(observation.observed.workloads.len());
         self.notice(&observation.notices);
         recalled.connectors.extend(observation.remembered.clone());

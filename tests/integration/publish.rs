@@ -5,14 +5,16 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
-use stand_in_platform::{Connector, Fault, FaultKind};
+use stand_in_platform::{Call, Connector, Fault, FaultKind};
 use xtm_reconcile::exit;
 
 use crate::scene::Scene;
-use crate::support::Container;
+use crate::support::{ApiTap, Container, Fault as ApiFault};
 use crate::watch::expect_all;
 
 const SOON: Duration = Duration::from_secs(30);
+/// Another version of the image.
+const IMAGE_2: &str = "xtm-fixture/connector:2";
 const STATUS: &str = "updateConnectorCurrentStatus";
 const HEALTH: &str = "updateConnectorHealth";
 const LOGS: &str = "updateConnectorLogs";
@@ -82,6 +84,61 @@ fn status_goes_out_on_change_alone_and_health_and_logs_of_what_runs_with_every_p
     // The platform lost what it knew.
     scene.platform.edit(|state| state.connectors.iter_mut().for_each(|connector| connector.current_status = None));
     assert_eq!(pass(), json!({"status": 3, "health": 1, "logs": 2}));
+}
+
+#[test]
+fn what_runs_as_it_should_is_published_while_others_are_still_looked_at() {
+    let scene = Scene::new("early");
+    let names = ["a", "b", "c"].map(|name| scene.connector(name));
+    scene.pass().expect_code(exit::OK.into());
+    for name in &names {
+        printed(&scene, name, "started");
+    }
+    scene.pass().expect_code(exit::OK.into());
+    sent(&scene);
+
+    // Of one container the engine gives nothing yet; that one is to be replaced, which waits for the plan.
+    scene.edit("id-a", |connector| IMAGE_2.clone_into(&mut connector.image));
+    let slow = container(&scene, &names[0]).id;
+    let tap = ApiTap::new(scene.engine);
+    let gate = tap.hold(&format!("GET /containers/{slow}/json"), 1);
+    let pass = scene.tapped(&tap).spawn();
+    gate.wait(SOON);
+    let told = |journal: &[Call], operation: &str, id: &str| {
+        journal.iter().any(|call| call.is(operation) && call.variables["input"]["id"] == id)
+    };
+    let both = scene.platform.wait_for(SOON, |_, journal| {
+        ["id-b", "id-c"].iter().all(|id| told(journal, HEALTH, id) && told(journal, LOGS, id))
+    });
+    assert!(both, "{:?}", scene.platform.calls(HEALTH));
+    assert!(!told(&scene.platform.calls(HEALTH), HEALTH, "id-a"));
+    assert_eq!(tap.writes().len(), 1, "the lock is all that was written: {:?}", tap.writes());
+    drop(gate);
+    let report = pass.wait().expect_code(exit::OK.into()).lane();
+    assert_eq!(report["counts"]["steps"], json!({"refresh": 1}), "{report:#}");
+    assert_eq!(report["platform"]["sent"], json!({"status": 0, "health": 3, "logs": 3}), "each of them once");
+    assert_eq!(sent(&scene), [0, 3, 3]);
+}
+
+#[test]
+fn an_engine_that_goes_away_while_it_is_looked_at_changes_nothing_of_what_was_published() {
+    let scene = Scene::new("early-lost");
+    let names = ["a", "b", "c"].map(|name| scene.connector(name));
+    scene.pass().expect_code(exit::OK.into());
+    let slow = container(&scene, &names[0]).id;
+    sent(&scene);
+    let tap = ApiTap::new(scene.engine);
+    let pattern = format!("GET /containers/{slow}/json");
+    tap.inject(&pattern, 1, ApiFault::Drop);
+    let ended = scene.tapped(&tap).run();
+    let report = ended.expect_code(exit::ORCHESTRATOR.into()).lane();
+    assert_eq!(report["counts"]["steps"], json!({}), "nothing was planned: {report:#}");
+    let [status, health, logs] = sent(&scene);
+    assert_eq!(report["platform"]["sent"], json!({"status": status, "health": health, "logs": logs}));
+    assert!(
+        health <= 2 && scene.containers().len() == 3,
+        "nothing is said of what was not seen, and nothing is touched"
+    );
 }
 
 #[test]

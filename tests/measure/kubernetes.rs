@@ -16,7 +16,6 @@ mod sample;
 #[path = "../kubernetes/support.rs"]
 #[expect(unused_imports, reason = "the tests use the rest of it")]
 mod support;
-#[expect(dead_code, reason = "the other benchmark uses the rest of it")]
 mod table;
 #[path = "../kubernetes/tap.rs"]
 #[expect(dead_code, reason = "the tests use the rest of it")]

@@ -15,11 +15,11 @@ use crate::table::{Limit, Row, median};
 const TWO_LANES: (f64, f64) = (1.3, 1.1);
 
 /// A manager with a platform of its own and connectors that run.
-struct Fleet {
-    platform: Platform,
+pub(crate) struct Fleet {
+    pub(crate) platform: Platform,
     direct: Direct,
-    program: Program,
-    connectors: usize,
+    pub(crate) program: Program,
+    pub(crate) connectors: usize,
 }
 
 /// A quiet pass over one lane of twice as many connectors, and one over two lanes.
@@ -60,7 +60,7 @@ const ROUNDS_MAX: usize = 3;
 const PASSES: usize = 5;
 
 impl Fleet {
-    fn deployed(scene: &Scene, connectors: usize, instances: usize) -> Self {
+    pub(crate) fn deployed(scene: &Scene, connectors: usize, instances: usize) -> Self {
         let manager = unique("bench-lanes");
         let platform = Platform::start(variable("XTM_BENCH_STAND_IN").as_ref());
         let openaev = OpenAev {
@@ -96,7 +96,7 @@ impl Fleet {
     }
 
     /// Wall and CPU time in seconds, memory in MB.
-    fn quiet(&self) -> (f64, f64, f64) {
+    pub(crate) fn quiet(&self) -> (f64, f64, f64) {
         self.platform.forget_calls();
         let (usage, printed) = self.program.run();
         let report = schema::read(&printed);

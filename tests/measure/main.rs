@@ -6,10 +6,13 @@
 #![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a benchmark that cannot go on ends")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a table is all it is for")]
 
+mod bare;
 mod child;
 mod direct;
 mod lanes;
 mod platform;
+mod quiet;
+mod recorder;
 mod sample;
 mod scene;
 mod support;
@@ -45,6 +48,7 @@ const VERSION_RUNS: usize = 10;
 /// Measures a pass against the limits that it has to keep.
 #[derive(Parser, Clone, Debug, PartialEq, Eq)]
 #[command(name = "tests/bench")]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 struct Arguments {
     /// Connectors that run
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -58,6 +62,9 @@ struct Arguments {
     /// Times that each pass is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     repeat: u32,
+    /// Measure nothing but quiet passes beside a bare client
+    #[arg(long)]
+    quiet_alone: bool,
     /// Measure nothing but two lanes beside one
     #[arg(long)]
     lanes_alone: bool,
@@ -81,15 +88,19 @@ fn main() -> ExitCode {
     scene.warm_up();
     let mut notes = Vec::new();
     let mut rows = Vec::new();
-    let (lanes_alone, xtm_one_alone) = (arguments.lanes_alone, arguments.xtm_one_alone);
-    if !lanes_alone && !xtm_one_alone {
+    let (quiet_alone, lanes_alone) = (arguments.quiet_alone, arguments.lanes_alone);
+    let all = !quiet_alone && !lanes_alone && !arguments.xtm_one_alone;
+    if all {
         rows.extend(running(&scene, &mut notes));
         rows.extend(stopped(&scene));
     }
-    if !xtm_one_alone {
+    if all || quiet_alone {
+        rows.extend(quiet::rows(&scene));
+    }
+    if all || lanes_alone {
         rows.extend(lanes::rows(&scene));
     }
-    if !lanes_alone {
+    if all || arguments.xtm_one_alone {
         rows.extend(xtm_one::rows(&scene));
     }
     rows.extend(program(&scene));
@@ -98,7 +109,8 @@ fn main() -> ExitCode {
         println!("{note}");
     }
     let defaults = Arguments::parse_from([""; 1]);
-    let given = Arguments { repeat: 0, bench: false, lanes_alone: false, xtm_one_alone: false, ..arguments };
+    let alone = Arguments { quiet_alone: false, lanes_alone: false, xtm_one_alone: false, ..arguments };
+    let given = Arguments { repeat: 0, bench: false, ..alone };
     let is_default = given == Arguments { repeat: 0, ..defaults };
     table::verdict(&rows, is_default)
 }

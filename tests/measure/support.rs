@@ -7,7 +7,7 @@ pub(crate) mod engine;
 #[path = "../integration/support/events.rs"]
 mod events;
 #[path = "../integration/support/http.rs"]
-mod http;
+pub(crate) mod http;
 #[path = "../integration/support/process.rs"]
 mod process;
 #[path = "../integration/support/schema.rs"]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use xtm_reconcile::model::{Change, ConnectorId, Handle, Phase, Workload};
-use xtm_reconcile::plan::{Decision, LoopAction, Plan, RemoveReason, StartReason, Step, plan};
+use xtm_reconcile::plan::{Decision, LoopAction, Plan, RemoveReason, Skip, StartReason, Step, plan, settled};
 
 use crate::generate::{Case, case, check, now};
 use crate::simulator::{World, later};
@@ -85,6 +85,39 @@ fn steps_touch_only_workloads_of_their_own_connector_that_exist() {
         }
         Ok(())
     });
+}
+
+/// A workload that is published before the others are looked at must be published as the whole plan would have it.
+#[test]
+fn what_is_settled_by_a_look_at_one_workload_stays_so_in_the_whole_plan() {
+    let found = std::cell::Cell::new(0);
+    check(8 * CASES, case(), |case| {
+        let (whole, desired) = (case.plan(), case.desired());
+        let mut count: BTreeMap<&ConnectorId, usize> = BTreeMap::new();
+        case.observed.workloads.iter().for_each(|workload| *count.entry(&workload.connector).or_default() += 1);
+        let failed = |id: &ConnectorId| case.observed.failed.contains_key(id);
+        for workload in
+            case.observed.workloads.iter().filter(|one| count[&one.connector] == 1 && !failed(&one.connector))
+        {
+            let id = &workload.connector;
+            let entries: Vec<_> = whole.entries.iter().filter(|entry| entry.connector == *id).collect();
+            let runs = |decision: &Decision| *decision == Decision::Skip(Skip::Running);
+            let Some(alone) = settled(&desired, workload, &case.memory, &case.policy, now()) else {
+                let named = desired.connectors.get(id).is_some_and(|one| one.name.as_str() == workload.name);
+                let quiet = named && entries.iter().all(|entry| runs(&entry.decision));
+                prop_assert!(!quiet, "{id} could have been settled");
+                continue;
+            };
+            found.set(found.get() + 1);
+            prop_assert!(entries.len() == 1 && runs(&entries[0].decision), "{entries:?}");
+            prop_assert_eq!(alone.assessments.get(id), whole.assessments.get(id));
+            prop_assert_eq!(alone.kept.get(id), whole.kept.get(id));
+            let held = |plan: &Plan| plan.memory.connectors.get(id).and_then(|memory| memory.held.clone());
+            prop_assert_eq!(held(&alone), held(&whole));
+        }
+        Ok(())
+    });
+    assert!(found.get() > 40, "only {} cases show anything", found.get());
 }
 
 /// The simulator refuses a name that is taken, by ours or by a foreign one, at the moment it is needed.

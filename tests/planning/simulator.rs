@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 use xtm_reconcile::desired::Desired;
 use xtm_reconcile::model::{Change, Connector, ConnectorId, Handle, Observed, Phase, PlatformKind, Vitals, Workload};
-use xtm_reconcile::plan::{Plan, Step, UpdateReason};
+use xtm_reconcile::plan::{Former, Plan, Step, UpdateReason};
 
 use crate::scenario::turn;
 
@@ -106,20 +106,7 @@ impl World {
                 }
                 self.make(connector, name, *start, Some(old), now)
             }
-            Step::RollBack { failed, former, name, .. } => {
-                let gone = self.of(id, failed)?.clone();
-                let back = self.of(id, &former.handle)?.clone();
-                if back.name != former.name || back.phase == Phase::Broken || gone.change != Change::Replaced {
-                    return Err(format!("{back:?} cannot come back for {gone:?}"));
-                }
-                self.take(failed)?;
-                self.free(name, Some(&former.handle))?;
-                let vitals = self.begun(true, now).1;
-                let workload = self.of(id, &former.handle)?;
-                (workload.phase, workload.vitals) = (Phase::Running, vitals);
-                workload.name.clone_from(name);
-                Ok(())
-            }
+            Step::RollBack { failed, former, name, .. } => self.roll_back(id, failed, former, name, now),
             Step::Rename { handle, from, to } => {
                 let workload = self.of(id, handle)?;
                 if workload.name != *from || workload.change != Change::Replaced {
@@ -167,6 +154,28 @@ impl World {
                 self.take(handle)
             }
         }
+    }
+
+    fn roll_back(
+        &mut self,
+        id: &ConnectorId,
+        failed: &Handle,
+        former: &Former,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<(), Refused> {
+        let gone = self.of(id, failed)?.clone();
+        let back = self.of(id, &former.handle)?.clone();
+        if back.name != former.name || back.phase == Phase::Broken || gone.change != Change::Replaced {
+            return Err(format!("{back:?} cannot come back for {gone:?}"));
+        }
+        self.take(failed)?;
+        self.free(name, Some(&former.handle))?;
+        let vitals = self.begun(true, now).1;
+        let workload = self.of(id, &former.handle)?;
+        (workload.phase, workload.vitals) = (Phase::Running, vitals);
+        name.clone_into(&mut workload.name);
+        Ok(())
     }
 
     /// A new workload is complete before it gets its name, and only then the old one goes.

@@ -1,7 +1,7 @@
 //! Observes the containers: one list of all of them, and a closer look only at those of which the list does not say
 //! enough.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bollard::errors::Error as EngineError;
 use bollard::models::{ContainerInspectResponse, ContainerSummary, HostConfig, RestartPolicyNameEnum};
@@ -14,7 +14,7 @@ use super::{Docker, status};
 use crate::desired::Desired;
 use crate::memory::Memory;
 use crate::model::{Change, ConfigHash, ConnectorId, Handle, Phase, PlatformKind, Vitals, Workload};
-use crate::orchestrator::{Look, Observation, OrchestratorError};
+use crate::orchestrator::{Look, Observation, OnLook, OrchestratorError};
 use crate::render::docker::RestartPolicy;
 use crate::render::{LABEL_CONNECTOR, LABEL_HASH, LABEL_MANAGER, LABEL_PLATFORM, VARIABLE_HASH};
 use crate::secret::Secret;
@@ -38,6 +38,7 @@ impl Docker {
         &self,
         desired: &Desired,
         memory: &Memory,
+        on_look: &OnLook<'_>,
     ) -> Result<Observation, OrchestratorError> {
         let mut observation = Observation::default();
         let mut open = Vec::new();
@@ -80,6 +81,10 @@ impl Docker {
         if observation.observed.record_lost {
             observation.notices.push(RECORD_LOST.to_owned());
         }
+        let mut count: BTreeMap<ConnectorId, usize> = BTreeMap::new();
+        for workload in observation.observed.workloads.iter().chain(open.iter().map(|(workload, _)| workload)) {
+            *count.entry(workload.connector.clone()).or_default() += 1;
+        }
         let looks = futures_util::stream::iter(open.into_iter().map(|(workload, adopted)| async move {
             let look = self.look_at(&workload.handle).await;
             (workload, adopted, look)
@@ -88,7 +93,13 @@ impl Docker {
         while let Some((workload, adopted, look)) = looks.next().await {
             match look {
                 Err(error @ OrchestratorError::Unreachable { .. }) => return Err(error),
-                look => complete(&mut observation, workload, adopted, look),
+                look => {
+                    let only = count.get(&workload.connector) == Some(&1);
+                    let seen = complete(&mut observation, workload, adopted, look);
+                    if let (true, true, Some(workload)) = (seen, only, observation.observed.workloads.last()) {
+                        on_look(workload, observation.environments.get(&workload.handle).map_or(&[], Vec::as_slice));
+                    }
+                }
             }
         }
         Ok(observation)
@@ -167,15 +178,16 @@ pub(super) fn names(summary: &ContainerSummary) -> impl Iterator<Item = &str> {
     all.map(|name| name.trim_start_matches('/')).filter(|name| !name.contains('/'))
 }
 
-/// Adds a workload with the result of the closer look. A workload that is gone by now is left out.
+/// Adds a workload with the result of the closer look, and returns whether that look succeeded. A workload that is gone
+/// by now is left out.
 fn complete(
     observation: &mut Observation,
     mut workload: Workload,
     adopted: bool,
     look: Result<Option<Look>, OrchestratorError>,
-) {
+) -> bool {
     match look {
-        Ok(None) => {}
+        Ok(None) => false,
         Ok(Some(look)) => {
             if workload.hash.is_none() {
                 workload.hash = hash_in(&look.environment);
@@ -188,10 +200,12 @@ fn complete(
             workload.vitals = (look.phase.is_up() || look.phase == Phase::Exited).then_some(look.vitals);
             observation.environments.insert(workload.handle.clone(), look.environment);
             observation.observed.workloads.push(workload);
+            true
         }
         Err(error) => {
             observation.observed.failed.insert(workload.connector.clone(), error.to_string());
             observation.observed.workloads.push(workload);
+            false
         }
     }
 }

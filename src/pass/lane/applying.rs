@@ -71,7 +71,7 @@ impl Lane<'_> {
         };
         let publishing = async {
             let all = || publish::publications(state, |id| !with_steps.contains(id));
-            let mut published = publisher.publish(all()).await;
+            let mut published = publisher.publish(known.settled.not_among(all())).await;
             let mut failures = vec![];
             while tokio::time::timeout(SIGN_OF_LIFE, is_applied.notified()).await.is_err() {
                 self.give_sign_of_life(permit).await;

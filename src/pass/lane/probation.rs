@@ -40,7 +40,7 @@ impl Lane<'_> {
             let (plan, places) = settle::roll_backs(&refreshed, after, &verdicts);
             if !places.is_empty() {
                 let rolled_back = self.roll_back(store, look, outcomes, &plan, after, known).await;
-                settle::put_in_place(outcomes, rolled_back, &plan, &places);
+                settle::put_in_place(outcomes, rolled_back, &places);
             }
         }
         if !refreshed.is_empty() {

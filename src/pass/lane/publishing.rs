@@ -18,6 +18,7 @@ use crate::platform::LogDelivery;
 use crate::publish::{self, Published, Publisher};
 use crate::restart_window::Assessment;
 use crate::secret::Secret;
+use crate::stop::Stop;
 
 /// How many log lines of a workload that failed on probation are read when none are sent to the platform.
 const LINES_OF_FAILED: u32 = 10;
@@ -104,7 +105,7 @@ impl Lane<'_> {
             return;
         }
         let nothing = Desired::default();
-        match self.until_stopped(orchestrator.observe(&nothing, recalled)).await {
+        match self.until_stopped(orchestrator.observe(&nothing, recalled, &|_, _| ())).await {
             Ok(Ok(observation)) => {
                 // Without this, the memory that is written at the end would lack what is stored on the workloads.
                 recalled.connectors.extend(observation.remembered);
@@ -120,18 +121,27 @@ impl Lane<'_> {
     }
 
     pub(super) fn publisher<'b, O: Orchestrator>(&'b self, orchestrator: &'b O, permit: Permit) -> Publisher<'b, O> {
+        self.publisher_until(&self.stop, orchestrator, permit)
+    }
+
+    pub(super) fn publisher_until<'b, O: Orchestrator>(
+        &self,
+        stop: &'b Stop,
+        orchestrator: &'b O,
+        permit: Permit,
+    ) -> Publisher<'b, O> {
         Publisher {
             orchestrator,
             platform: Arc::clone(&self.platform),
             permit,
             tail: self.pass.limits.logs_tail,
             concurrency: self.pass.concurrency,
-            stop: &self.stop,
+            stop,
         }
     }
 
     pub(super) fn report_published(&mut self, published: &Published) {
-        self.report.platform.sent = published.sent;
+        self.report.platform.sent = self.report.platform.sent.and(published.sent);
         for failure in &published.failures {
             self.report.publish_failed(failure);
         }
