@@ -30,7 +30,7 @@ impl Cause {
             Self::Deadline => "the pass deadline is over (MANAGER__PASS_DEADLINE)",
             Self::Interrupt => "SIGINT was received",
             Self::Terminate => "SIGTERM was received",
-            Self::LockLost => "the lock was lost: another pass may hold it, or somebody removed it",
+            Self::LockLost => "the lock was lost: another pass took over the lock, or somebody removed it",
         }
     }
 
