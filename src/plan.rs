@@ -205,7 +205,7 @@ pub enum Step {
 /// A workload that was replaced and is kept, stopped, until its replacement has proved itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Former {
-    /// The workload.
+    /// The engine's id of it.
     pub handle: Handle,
     /// The name under which it is kept.
     pub name: String,

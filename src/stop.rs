@@ -57,9 +57,9 @@ pub(crate) enum Until {
     Steps,
     /// Looks, logs and everything that is published.
     Published,
-    /// The pass record.
+    /// The pass record is written.
     Remembered,
-    /// The lock.
+    /// The lock is given back.
     Unlocked,
 }
 
