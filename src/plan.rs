@@ -55,7 +55,7 @@ pub struct PrunePolicy {
 }
 
 /// Everything that one pass will do, and why it does nothing where it does nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The removals first, then the other decisions by connector id. Several entries of one connector are in the order
     /// in which they are carried out.

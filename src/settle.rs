@@ -1,12 +1,11 @@
 //! Finds the refreshed workloads that failed within a few seconds, so that they are rolled back in the same pass. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
 use crate::after_apply::WorkloadsAfter;
 use crate::apply::Outcomes;
-use crate::memory::Memory;
 use crate::model::ConnectorId;
 use crate::plan::{Decision, Entry, Former, Plan, RefreshReason, Step};
 use crate::probation::{ProbationRule, Verdict};
@@ -14,10 +13,10 @@ use crate::probation::{ProbationRule, Verdict};
 /// A refresh that was done and can be undone: the place of its entry in the plan, and what it replaced.
 pub(crate) type Refreshed<'a> = (usize, &'a Entry, &'a Former);
 
-/// The refreshes of a plan that began a probation.
+/// The refreshes of a plan that began a probation: what was not started has nothing to prove yet.
 pub(crate) fn on_probation<'a>(plan: &'a Plan, outcomes: &Outcomes) -> Vec<Refreshed<'a>> {
     let begun = plan.entries.iter().enumerate().filter_map(|(place, entry)| match &entry.decision {
-        Decision::Step(Step::Refresh { fallback: Some(former), .. }) => Some((place, entry, former)),
+        Decision::Step(Step::Refresh { fallback: Some(former), start: true, .. }) => Some((place, entry, former)),
         _ => None,
     });
     begun.filter(|(place, ..)| outcomes.get(place).is_some_and(|outcome| outcome.result.is_ok())).collect()
@@ -64,16 +63,7 @@ pub(crate) fn roll_backs(
         entries.push(Entry { decision: Decision::Step(step), ..(*entry).clone() });
         places.push(*place);
     }
-    let plan = Plan {
-        entries,
-        refusal: None,
-        assessments: BTreeMap::new(),
-        kept: BTreeMap::new(),
-        memory: Memory::default(),
-        seen: BTreeMap::new(),
-        released: BTreeSet::new(),
-    };
-    (plan, places)
+    (Plan { entries, ..Plan::default() }, places)
 }
 
 /// Puts the results of the roll-backs in place of those of the refreshes that failed.

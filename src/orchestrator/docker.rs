@@ -288,7 +288,13 @@ impl Orchestrator for Docker {
                 let old = replace::Old { handle: old, name: old_name, up: *old_up, kept_as };
                 self.refresh(spec()?, &old, name, *start, context).await.map(Some)
             }
-            Step::RollBack { failed, former, name, .. } => {
+            Step::RollBack { failed, former, name, failure, .. } => {
+                if failure.exit_code.is_none()
+                    && let Some(code) = self.last_exit_code(failed).await
+                {
+                    // Nobody else fills it.
+                    context.exit_code.set(code).unwrap_or_default();
+                }
                 self.roll_back(failed, former, name, context).await.map(Some)
             }
             // The planner recreates Deployments only. A container is always replaced by another one.

@@ -88,16 +88,7 @@ impl<'a> Decided<'a> {
         if former.is_some_and(|(_, verdict)| verdict != Verdict::Passed) {
             self.remember_refusal(connector);
         }
-        let target = name_for(connector, workload, &final_name);
-        let rename = (workload.name != target && workload.change == Change::Replaced && !is_kept).then(|| {
-            let (from, to) = (workload.name.clone(), target.to_owned());
-            Decision::Step(Step::Rename { handle: workload.handle.clone(), from, to })
-        });
-        // The name of a former workload says that it has to run, so it keeps that name until it does.
-        let (first, last) = if workload.is_former() { (None, rename) } else { (rename, None) };
-        if let Some(rename) = first {
-            self.push(&connector.id, &connector.title, rename);
-        }
+        let rename = rename(connector, workload, &final_name).filter(|_| !is_kept);
         let holds = self.policy.loop_action == LoopAction::Stop && !self.released.contains(&connector.id);
         let hold = assessment.filter(|assessment| assessment.looping && holds);
         let decision = match connector.requested {
@@ -110,17 +101,14 @@ impl<'a> Decided<'a> {
             },
             Requested::Stop => stop(workload),
         };
-        let runs = matches!(
-            decision,
-            Decision::Skip(Skip::Running | Skip::NameBusy { .. }) | Decision::Step(Step::Start { .. })
-        );
-        self.push(&connector.id, &connector.title, decision);
-        if let Some(rename) = last {
-            self.push(&connector.id, &connector.title, rename);
-        }
-        if runs && workload.vitals.as_ref().is_some_and(|vitals| vitals.unattended) {
-            let update = Step::Update { handle: workload.handle.clone(), reason: UpdateReason::RestartPolicy };
-            self.push(&connector.id, &connector.title, Decision::Step(update));
+        let update = lacks_restart_policy(workload, &decision).then(|| {
+            let handle = workload.handle.clone();
+            Decision::Step(Step::Update { handle, reason: UpdateReason::RestartPolicy })
+        });
+        // The name of a former workload says that it has to run, so it keeps that name until it does.
+        let (first, last) = if workload.is_former() { (None, rename) } else { (rename, None) };
+        for decision in first.into_iter().chain([decision]).chain(last).chain(update) {
+            self.push(&connector.id, &connector.title, decision);
         }
     }
 
@@ -158,11 +146,9 @@ impl<'a> Decided<'a> {
             }
             Requested::Run | Requested::Stop => {}
         }
-        let name = name_for(connector, workload, name);
-        if workload.name != name {
-            let (from, to) = (workload.name.clone(), name.to_owned());
-            let rename = Step::Rename { handle: workload.handle.clone(), from, to };
-            self.push(&connector.id, &connector.title, Decision::Step(rename));
+        let keeps_mark = workload.is_former() && connector.requested == Requested::Stop;
+        if let Some(rename) = rename(connector, workload, name).filter(|_| !keeps_mark) {
+            self.push(&connector.id, &connector.title, rename);
         }
         let after = Timestamp::from_second(refused.next()).unwrap_or(Timestamp::MAX).max(self.now);
         let reason = Rejection::WontStart { times: refused.times, failure: refused.failure, after };
@@ -402,6 +388,23 @@ impl<'a> Decided<'a> {
 /// would say that it was never complete.
 fn name_for<'a>(connector: &Connector, workload: &'a Workload, final_name: &'a str) -> &'a str {
     if workload.is_former() && final_name != connector.name.as_str() { &workload.name } else { final_name }
+}
+
+/// The step by which a workload gets its name. `None` when it has it, or can never get it.
+fn rename(connector: &Connector, workload: &Workload, final_name: &str) -> Option<Decision> {
+    let to = name_for(connector, workload, final_name);
+    let differs = workload.name != to && workload.change == Change::Replaced;
+    differs.then(|| {
+        let (handle, from, to) = (workload.handle.clone(), workload.name.clone(), to.to_owned());
+        Decision::Step(Step::Rename { handle, from, to })
+    })
+}
+
+/// Whether a workload that runs, or is started, would not be started again by the engine when it ends.
+fn lacks_restart_policy(workload: &Workload, decision: &Decision) -> bool {
+    let runs =
+        matches!(decision, Decision::Skip(Skip::Running | Skip::NameBusy { .. }) | Decision::Step(Step::Start { .. }));
+    runs && workload.vitals.as_ref().is_some_and(|vitals| vitals.unattended)
 }
 
 fn absent(connector: &Connector, name: String) -> Decision {

@@ -1,10 +1,10 @@
 //! What a pass asks of the engine when nothing changed, what it remembers from one pass to the next, and reboot loops.
 
 use serde_json::{Value, json};
-use stand_in_platform::Connector;
+use stand_in_platform::{Connector, Fault as PlatformFault, FaultKind};
 use xtm_reconcile::exit;
 
-use crate::moves::{SOON, line, set};
+use crate::moves::{SOON, crash, line, set};
 use crate::scene::Scene;
 use crate::support::{ApiTap, Container, Engine, Fault, NewContainer};
 
@@ -330,5 +330,36 @@ fn without_a_restart_policy_each_pass_starts_what_ended_and_counts_that() {
         }
         end();
         assert_eq!(line(&pass(&scene, &settings), "id-a")["reboot_loop"], true, "after {life_ms} ms");
+    }
+}
+
+/// What a record says of a connector that restarted often, long ago.
+const HISTORY: &str = r#"{"v":1,"window":{"total":500,"counter":0,"generation":"gone","samples":[[1,500]]}}"#;
+
+/// Docker keeps nothing of a quiet pass, so the platform has to know when that was.
+#[test]
+fn a_loop_that_begins_after_quiet_passes_is_seen_by_the_first_pass_unless_the_last_one_did_not_look() {
+    for looked in [true, false] {
+        let scene = Scene::new("quiet-then-loop");
+        let name = scene.connector("a");
+        pass(&scene, &[]);
+        let record = scene.records().remove(0);
+        let labels = labels_with(&record, "xtm-reconcile.connector.id-a", HISTORY);
+        scene.engine.remove(&record.id);
+        let body = json!({"Image": record.image, "Cmd": ["never-started"], "Labels": labels});
+        scene.engine.post(&format!("/containers/create?name={}", record.name), &body).expect_success("a record");
+        pass(&scene, &[]);
+        if !looked {
+            // It gives its heartbeat, and then gets no list.
+            scene.platform.fault(PlatformFault::on("connectorsForManagers", FaultKind::NullData));
+            scene.pass_ends(exit::PLATFORM);
+            scene.platform.clear_faults();
+        }
+        for _ in 0..4 {
+            crash(&scene, &name);
+        }
+        let report = pass(&scene, &[]);
+        let line = line(&report, "id-a");
+        assert_eq!((&line["restarts"], &line["reboot_loop"]), (&json!(504), &json!(looked)), "{report:#}");
     }
 }

@@ -170,3 +170,12 @@ pub(crate) fn complaints(report: &Value) -> String {
     };
     [of("errors"), of("connectors")].concat().join("\n")
 }
+
+/// Kills the program of a container, as lack of memory would, and waits until the engine runs it again.
+pub(crate) fn crash(scene: &Scene, name: &str) {
+    let before = scene.engine.container(name).expect("a container with this name");
+    let pid = before.json["State"]["Pid"].to_string();
+    assert!(Command::new("kill").args(["-KILL", &pid]).status().expect("kill runs").success());
+    let again = |container: &Container| container.restarts > before.restarts && container.running();
+    scene.engine.wait_for("a restart", SOON, |engine| engine.container(name).filter(again));
+}

@@ -1,12 +1,10 @@
 //! A refresh is on probation: what worked is there to go back to until the new container has proved itself.
 
-use std::time::{Duration, Instant};
-
 use serde_json::Value;
 use stand_in_platform::{Connector, Setting};
 use xtm_reconcile::exit;
 
-use crate::moves::{SOON, complaints, line, names, set};
+use crate::moves::{complaints, crash, line, names, set};
 use crate::scene::Scene;
 use crate::support::{ApiTap, Binary, Container, Fault};
 
@@ -39,18 +37,6 @@ fn ends_after(scene: &Scene, ms: &str) {
 
 fn mended(scene: &Scene, colour: &str) {
     scene.edit("id-a", |connector| connector.configuration = vec![setting("COLOUR", colour)]);
-}
-
-/// Kills the program of a container, as lack of memory would, and waits until the engine has restarted it.
-fn crash(scene: &Scene, name: &str) {
-    let container = scene.engine.container(name).expect("a container with this name");
-    let pid = container.json["State"]["Pid"].to_string();
-    assert!(std::process::Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
-    let begun = Instant::now();
-    while scene.engine.container(name).is_none_or(|container| container.json["RestartCount"] == 0) {
-        assert!(begun.elapsed() < SOON, "{name} is not restarted");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[track_caller]
@@ -209,6 +195,32 @@ fn a_roll_back_that_fails_is_made_good_by_the_next_pass() {
     let report = pass(&scene, &[]).run().expect_code(exit::CONNECTOR_FAILED.into()).lane();
     assert!(complaints(&report).contains("did not stay up: exit code 3"), "{report:#}");
     is_back(&scene, &before, "the pass after");
+}
+
+#[test]
+fn what_cannot_even_be_started_gives_the_old_container_its_name_back() {
+    let (scene, before) = begun("not-started");
+    scene.edit("id-a", |connector| "xtm-fixture/noentry:1".clone_into(&mut connector.image));
+    let report = pass(&scene, &[]).run().expect_code(exit::CONNECTOR_FAILED.into()).lane();
+    assert!(complaints(&report).contains("/missing"), "{report:#}");
+    is_back(&scene, &before, "after the attempt");
+    assert_eq!(refused_times(&scene), 1);
+}
+
+#[test]
+fn a_stop_gives_away_nothing_that_worked() {
+    let (scene, before) = begun("stopped-meanwhile");
+    // A new configuration comes with the stop, and turns out to end at once when it is started.
+    ends_after(&scene, "50");
+    scene.edit("id-a", |connector| "stopping".clone_into(&mut connector.requested_status));
+    pass(&scene, &[]).run().expect_code(exit::OK.into());
+    never_two(&scene, "stopped");
+    assert!(scene.containers().iter().all(|container| !container.running()), "{}", names(&scene.containers()));
+    scene.edit("id-a", |connector| "starting".clone_into(&mut connector.requested_status));
+    pass(&scene, &[]).run();
+    let code = pass(&scene, &[]).run().code;
+    assert_eq!(code, Some(exit::CONNECTOR_FAILED.into()), "{}", names(&scene.containers()));
+    is_back(&scene, &before, "the new one has failed");
 }
 
 /// Plays a pass once for each of its writes to the engine, killed before or after that write. `ends` brings the story to

@@ -151,10 +151,13 @@ impl Docker {
         lock.keeping.abort();
         // When a sign of life was being given just now, its container stays, and the next pass removes it.
         let sign = lock.held.last_sign.lock().await;
-        if let Some(id) = &sign.id {
-            self.remove(id).await.map_err(self.refused("giving back the lock"))?;
-        }
-        self.remove(&lock.held.id).await.map_err(self.refused("giving back the lock"))
+        let removed = match &sign.id {
+            Some(id) => self.remove(id).await,
+            None => Ok(()),
+        };
+        // Whatever became of the sign of life, others wait for the lock.
+        let released = self.remove(&lock.held.id).await;
+        released.and(removed).map_err(self.refused("giving back the lock"))
     }
 
     /// Fails when this pass does not hold its lock any more, so that it must not change anything. A pass without a lock
@@ -166,6 +169,8 @@ impl Docker {
             // It slept, or could not reach the engine, for long enough that somebody may be about to take the lock.
             self.in_time(held, self.give_sign(held, &mut sign)).await
         } else {
+            // Steps that go on side by side need not ask one after the other.
+            drop(sign);
             self.in_time(held, self.is_held(held)).await
         }
     }

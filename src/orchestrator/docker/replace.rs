@@ -144,10 +144,6 @@ impl Docker {
         name: &str,
         context: StepContext<'_>,
     ) -> Result<Handle, StepError> {
-        if let Some(code) = self.last_exit_code(failed).await {
-            // Nobody else fills it.
-            context.exit_code.set(code).unwrap_or_default();
-        }
         self.stop(&failed.0).await.or_else(gone).map_err(part("that failed cannot be stopped"))?;
         if let Some(last_log) = context.last_log {
             last_log.read(self, failed).await;
@@ -166,10 +162,12 @@ impl Docker {
 
     /// The exit code of the last run of a container that ended, from the engine's events. `None` when they do not tell,
     /// because that must not keep anything from going on.
-    async fn last_exit_code(&self, container: &Handle) -> Option<i64> {
+    pub(super) async fn last_exit_code(&self, container: &Handle) -> Option<i64> {
         let filters = HashMap::from([("container", vec![container.0.as_str()]), ("event", vec!["die"])]);
-        // The engine keeps the last 256 events and gives those since the beginning, up to now.
-        let now = self.engine_time().await.ok()?.as_second().to_string();
+        // The engine keeps the last 256 events and gives those since the beginning, up to now. A time in whole seconds
+        // would leave out what happened in this one.
+        let now = self.engine_time().await.ok()?;
+        let now = format!("{}.{:09}", now.as_second(), now.subsec_nanosecond());
         let options = EventsOptionsBuilder::default().since("0").until(&now).filters(&filters).build();
         let events = self.engine.events(Some(options)).filter_map(|event| ready(event.ok()));
         let code = |event: EventMessage| event.actor?.attributes?.get("exitCode")?.parse().ok();
