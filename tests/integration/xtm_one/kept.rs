@@ -9,6 +9,8 @@ use super::scene;
 use crate::moves::set;
 use crate::support::told::expect_all;
 
+// Shows what README says under "What is sent, and to whom": "when it changed, if `XTM__CHAT_WEB_TOKEN_SECRET` or
+// `_FILE` is set"; and under "Tokens": "The file is replaced as a whole, for its owner alone.".
 #[test]
 fn the_chat_token_is_kept_in_a_private_file_and_written_only_when_it_changes() {
     let scene = scene("chat-file");
