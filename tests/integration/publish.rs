@@ -226,6 +226,8 @@ fn logs_are_made_fit_to_be_shown_and_hold_no_secret() {
     }
 }
 
+// Shows what README says under "What a pass does": "in the connector logs that are pushed the values of the workload's
+// sensitive variables are masked".
 #[test]
 fn the_log_of_a_container_that_ended_meanwhile_is_masked_as_well() {
     let scene = Scene::new("ended");

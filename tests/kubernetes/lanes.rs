@@ -533,6 +533,8 @@ fn long_hashes_and_odd_titles_of_openaev_work() {
     }
 }
 
+// Shows what README says under "What a pass does": "A lane has its own platform, engine or cluster, registry, proxy,
+// lock, memory and plan".
 #[test]
 fn a_lease_that_one_lane_loses_stops_that_lane_alone() {
     let scene = Scene::new("lostone");

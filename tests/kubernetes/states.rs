@@ -51,6 +51,8 @@ fn every_trouble_of_a_pod_reaches_the_report_in_plain_words_with_its_cure() {
     scene.expect_quiet("stopped");
 }
 
+// Shows what README says under "On Kubernetes": "**What keeps a pod from running** (image, settings, quota, scheduling)
+// reaches the report".
 #[test]
 fn a_pod_that_is_being_made_is_waited_for() {
     let scene = Scene::new("pending");
@@ -99,6 +101,8 @@ fn a_crash_loop_is_reported_with_its_restarts_and_a_memory_limit_by_name() {
     assert_eq!(scene.shown("alpha")["current_status"], "started");
 }
 
+// Shows what README says under "On Kubernetes": "restart histories in annotations of the Deployments"; and under "What
+// a pass does": "counted over the connector's life, across refreshes".
 #[test]
 fn restarts_are_counted_on_when_a_pod_is_replaced_or_evicted() {
     let scene = Scene::running("total", &["alpha"]);

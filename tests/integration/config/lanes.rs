@@ -372,6 +372,7 @@ fn both_platforms_come_from_one_file_and_names_are_judged_under_both_prefixes() 
     assert_eq!(lane(&loaded(&[yaml], environment), OpenAev).platform.endpoint.token.expose(), "of-the-environment");
 }
 
+// Shows what README says under "Configuration": "Each platform has the same keys under its own prefix.".
 #[test]
 fn a_key_of_a_lane_is_documented_once_for_both_prefixes() {
     for name in ["MANAGER__ID", "OPENCTI__URL", "openaev__url", "OPENAEV__DAEMON__KUBERNETES__CONTEXT", "KUBECONFIG"] {

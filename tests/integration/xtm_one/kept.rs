@@ -69,6 +69,7 @@ fn a_chat_token_that_nobody_keeps_is_mentioned_once_for_each_change() {
     assert_eq!([mentioned(), mentioned()], [true, false]);
 }
 
+// Shows what README says under "What is sent, and to whom": "the licence (`XTM__LICENSE_PEM`)".
 #[test]
 fn the_licence_is_checked_before_it_is_sent() {
     let scene = scene("licence");

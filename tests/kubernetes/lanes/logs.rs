@@ -127,6 +127,7 @@ fn of_a_run_that_crashed_in_between_what_was_not_delivered_comes_first_and_once(
     assert_eq!(scene.logs_sent(), ["i"]);
 }
 
+// Shows what README says under "What a pass does": "an annotation of the Deployment on Kubernetes".
 #[test]
 fn a_cursor_in_the_future_or_of_garbage_begins_anew_and_says_so() {
     let (scene, pod) = Scene::with_instance("cursor");
