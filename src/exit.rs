@@ -36,6 +36,7 @@ pub fn worst(codes: impl IntoIterator<Item = u8>) -> u8 {
 mod tests {
     use super::*;
 
+    // Shows what README says under "Exit codes": "Of several the gravest counts: 78, then a signal's, 3, 4, 6, 5, 1.".
     #[test]
     fn of_several_codes_the_gravest_counts() {
         assert_eq!(worst([CONNECTOR_FAILED, GUARD, ORCHESTRATOR, PLATFORM]), PLATFORM);

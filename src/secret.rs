@@ -122,6 +122,7 @@ mod tests {
         assert!(!format!("{secret:?} {secret} {:#?}", Some(&secret)).contains("hunter2"));
     }
 
+    // Shows what README says under "What an attacker gains": "the first characters of a refused token".
     #[test]
     fn a_hint_shows_at_most_a_quarter_of_a_token() {
         assert_eq!(Secret::new("abc".to_owned()).hint(""), "…");

@@ -187,6 +187,8 @@ mod tests {
     }
 
     proptest! {
+        // Shows what README says under "What a pass does": "**What is masked** is a value as it is, escaped in JSON,
+        // percent-encoded".
         #[test]
         fn a_secret_is_masked_however_it_is_encoded_and_nothing_around_it_is(secret in secret()) {
             let masker = masker(&[&secret]);
@@ -196,6 +198,8 @@ mod tests {
             }
         }
 
+        // Shows what README says under "What a pass does": "and in Base64, by itself or within a longer text such as
+        // `user:password`".
         #[test]
         fn a_secret_within_base64_is_masked_to_its_last_bit(
             before in "[!-~]{0,7}", secret in secret(), behind in "[ -~]{0,7}",
@@ -234,6 +238,8 @@ mod tests {
             prop_assert_eq!(found, wanted, "{}", text);
         }
 
+        // Shows what README says under "What a pass does": "Terminal sequences and control characters are removed
+        // before".
         #[test]
         fn an_escape_sequence_anywhere_in_a_secret_hides_it_not(
             at in 0..12_usize,
@@ -255,6 +261,7 @@ mod tests {
         }
     }
 
+    // Shows what README says under "What a pass does": "of a value with several lines also each line".
     #[test]
     fn a_key_of_many_lines_is_masked_as_a_whole_and_line_by_line_and_short_lines_are_not() {
         let key = "-----BEGIN KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\r\nabc\n-----END KEY-----\n";
@@ -269,6 +276,7 @@ mod tests {
         assert_eq!(shown(&[key], &nested), MASK);
     }
 
+    // Shows what README says under "What a pass does": "Values and lines of fewer than 4 bytes are not masked".
     #[test]
     fn secrets_that_overlap_are_masked_together() {
         assert_eq!(shown(&["abcd-efgh", "efgh-ijkl"], "<abcd-efgh-ijkl>"), format!("<{MASK}>"));

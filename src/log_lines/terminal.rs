@@ -160,6 +160,7 @@ mod tests {
         }
     }
 
+    // Shows what README says under "What a pass does": "Terminal sequences and control characters are removed before".
     #[test]
     fn control_characters_go_and_what_is_no_utf8_is_replaced() {
         assert_eq!(shown(b"a\tb\x00\x08c\xffd\xc3(\r"), "a bc\u{fffd}d\u{fffd}(");

@@ -83,6 +83,8 @@ impl FailedRegistrations {
 mod tests {
     use super::*;
 
+    // Shows what README says under "XTM One": "After a failed registration later passes hold off for 5, 10, 20 and 40
+    // minutes".
     #[test]
     fn the_wait_doubles_up_to_40_minutes_and_ends_at_once_with_other_settings() {
         let now: Timestamp = "2026-11-25T10:00:00Z".parse().unwrap();

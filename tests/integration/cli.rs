@@ -17,6 +17,8 @@ fn program() -> Binary {
     Binary::new(env!("CARGO_BIN_EXE_xtm-reconcile"))
 }
 
+// Shows what README says under "Commands": "a new RSA key of 4096 bits, PKCS#8 PEM, mode 0600; never overwrites"; and
+// under "Exit codes": "Also: `keygen` could not write".
 #[test]
 fn a_new_key_is_private_never_overwrites_and_is_one_that_the_program_takes() {
     let scene = Scene::new("keygen");
@@ -45,6 +47,7 @@ fn a_new_key_is_private_never_overwrites_and_is_one_that_the_program_takes() {
     assert_eq!(scene.containers()[0].env["SECRET"], "of the new key");
 }
 
+// Shows what README says under "Commands": "a completion script"; and under "Exit codes": "wrong arguments".
 #[test]
 fn arguments_are_explained_and_wrong_ones_refused() {
     let help = program().arg("--help").run().expect_code(exit::OK.into());
@@ -83,6 +86,7 @@ fn arguments_are_explained_and_wrong_ones_refused() {
     }
 }
 
+// Shows what README says under "Commands": "later files win".
 #[test]
 fn configuration_files_count_on_both_sides_of_the_command() {
     let folder = tempfile::tempdir().unwrap();
@@ -107,6 +111,8 @@ fn configuration_files_count_on_both_sides_of_the_command() {
     }
 }
 
+// Shows what README says under "xtm-reconcile": "Each run checks the registration with the platform"; and under
+// "Commands": "The report goes to standard output; logs go to standard error, as JSON", "Its form is version 2".
 #[test]
 fn the_json_report_is_one_document_with_a_version_whatever_happens() {
     let scene = Scene::new("json");
@@ -213,6 +219,7 @@ fn expect_silence(scene: &Scene, what: &str, outcome: &Outcome) {
     }
 }
 
+// Shows what README says under "What a pass does": "logs, reports and errors never show one".
 #[test]
 fn no_output_ever_shows_a_secret_whatever_goes_wrong() {
     use exit::{CONFIG, CONNECTOR_FAILED, GUARD, OK, PLATFORM};

@@ -88,6 +88,7 @@ fn fixture(name: &str) -> String {
     fs::read_to_string(crate::support::repository().join("fixtures/keys").join(name)).unwrap()
 }
 
+// Shows what README says under "Exit codes": "invalid configuration; all problems are listed at once".
 #[test]
 fn everything_wrong_is_told_at_once_with_a_cure_and_nothing_is_begun() {
     let wrong = [
@@ -237,6 +238,7 @@ fn only_a_plain_http_url_is_taken_for_the_platform() {
     }
 }
 
+// Shows what README says under "xtm-reconcile": "Swarm and Portainer are refused with a message that says so.".
 #[test]
 fn what_this_version_does_not_support_is_refused_by_name() {
     for selector in ["swarm", "portainer", "Swarm"] {
@@ -247,6 +249,8 @@ fn what_this_version_does_not_support_is_refused_by_name() {
     }
 }
 
+// Shows what README says under "Configuration": "Unknown `MANAGER__`, `OPENCTI__` and `OPENAEV__` variables are
+// reported with the nearest known name.".
 #[test]
 fn unknown_names_are_told_with_the_nearest_known_one_and_meaningless_ones_once() {
     let settings = loaded(

@@ -13,6 +13,8 @@ use crate::support::{ApiTap, Fault, Signal};
 const BUDGET: (&str, &str) = ("MANAGER__STOP_BUDGET", "4");
 const SLACK: Duration = Duration::from_secs(3);
 
+// Shows what README says under "What a pass does": "all within `MANAGER__STOP_BUDGET` seconds: an engine or a platform
+// that does not answer is given up then".
 #[test]
 fn an_engine_that_hangs_keeps_no_pass_beyond_its_deadline_and_its_budget() {
     // Wherever it begins to hang; the first is what somebody saw.
@@ -41,6 +43,8 @@ fn an_engine_that_hangs_keeps_no_pass_beyond_its_deadline_and_its_budget() {
     }
 }
 
+// Shows what README says under "What a pass does": "an engine or a platform that does not answer is given up then",
+// "the record is written and the lock given back".
 #[test]
 fn a_platform_that_hangs_costs_neither_the_record_nor_the_lock_and_ends_in_exit_code_1() {
     let scene = Scene::new("platform-hangs");
@@ -65,6 +69,7 @@ fn a_platform_that_hangs_costs_neither_the_record_nor_the_lock_and_ends_in_exit_
     scene.is_settled(&["id-a", "id-b"]);
 }
 
+// Shows what README says under "What a pass does": "or on SIGTERM or SIGINT, nothing new starts".
 #[test]
 fn a_signal_while_everything_hangs_ends_the_pass_within_its_budget() {
     let scene = Scene::new("signal-hangs");
@@ -79,6 +84,7 @@ fn a_signal_while_everything_hangs_ends_the_pass_within_its_budget() {
     assert!(told.elapsed() < Duration::from_secs(4) + SLACK, "{:?}", told.elapsed());
 }
 
+// Shows what README says under "What a pass does": "While steps take long, the platform gets a heartbeat".
 #[test]
 fn while_one_connector_takes_minutes_the_others_and_the_manager_look_alive() {
     let scene = Scene::new("long-pass");

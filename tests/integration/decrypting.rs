@@ -18,6 +18,8 @@ fn damage(connector: &mut Connector) {
     connector.configuration.push(Setting { key: "BROKEN".to_owned(), value, encrypted: Some(true) });
 }
 
+// Shows what README says under "What a pass does": "**Secrets** are decrypted for a deploy or refresh, while earlier
+// connectors are being deployed".
 #[test]
 fn the_first_container_is_created_before_the_last_value_is_decrypted() {
     let mut scene = Scene::new("decrypting");
@@ -51,6 +53,7 @@ fn the_first_container_is_created_before_the_last_value_is_decrypted() {
     }
 }
 
+// Shows what README says under "What a pass does": "**One connector's fault stays its own.**".
 #[test]
 fn a_connector_whose_new_values_cannot_be_used_keeps_all_it_has_while_the_others_are_deployed() {
     let scene = Scene::new("undecryptable");

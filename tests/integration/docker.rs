@@ -12,6 +12,7 @@ use crate::moves::{SOON, complaints, file_in, proxy_ca, set, with_proxy_ca};
 use crate::scene::Scene;
 use crate::support::{ApiTap, Binary, Engine};
 
+// Shows what README says under "Configuration": "Memory limit of each connector".
 #[test]
 fn every_setting_of_containers_reaches_them() {
     let scene = Scene::new("settings");
@@ -85,6 +86,8 @@ fn every_setting_of_containers_reaches_them() {
     }
 }
 
+// Shows what README says under "What a pass does": "All other settings of containers reach the existing ones at their
+// next refresh only.".
 #[test]
 fn the_proxys_ca_is_in_every_container_that_is_made_and_variables_point_to_it() {
     let scene = Scene::new("ca");
@@ -122,6 +125,7 @@ fn refused(program: &Binary, code: u8) -> String {
     outcome.stdout + &outcome.stderr
 }
 
+// Shows what README says under "Exit codes": "the engine or the cluster could not be used".
 #[test]
 fn an_engine_that_cannot_be_used_is_told_with_what_to_do() {
     let scene = Scene::new("unusable");
@@ -219,6 +223,7 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
+// Shows what README says under "Configuration": "the CAs of the machine do not count".
 #[test]
 fn an_engine_is_reached_over_tcp_with_and_without_tls() {
     let (ours, theirs) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));

@@ -31,6 +31,7 @@ fn changed(scene: &Scene, id: &str) {
     });
 }
 
+// Shows what README says under "Configuration": "Default: `Always` for the tags `latest` and `rolling` and for none".
 #[test]
 fn images_are_pulled_as_the_policy_and_the_tag_say() {
     let registry = Registry::open();
@@ -143,6 +144,7 @@ fn a_registry_with_a_login_lets_in_who_has_it_and_its_refusal_is_told() {
     scene.engine.untag(&full);
 }
 
+// Shows what README says under "Configuration": "User of that registry".
 #[test]
 fn a_login_goes_to_its_own_registry_alone() {
     let scene = Scene::new("elsewhere");

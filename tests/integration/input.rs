@@ -31,6 +31,7 @@ fn nothing_shown(outcome: &Outcome, secrets: &[&str]) {
     }
 }
 
+// Shows what README says under "What a pass does": "They leave the program in the container's environment".
 #[test]
 fn values_arrive_as_the_platform_has_them_in_clear_and_in_both_envelopes_of_every_key_size() {
     let long = "0123456789abcdef".repeat(6400); // 102,400 bytes
@@ -186,6 +187,8 @@ fn bad_inputs(public_key: &str) -> Vec<BadInput> {
     cases
 }
 
+// Shows what README says under "What a pass does": "**One connector's fault stays its own.**"; and under "Exit codes":
+// "at least one connector failed or was rejected".
 #[test]
 fn each_bad_input_rejects_its_own_connector_alone_and_what_runs_of_it_runs_on() {
     let scene = Scene::new("bad-inputs");
@@ -273,6 +276,8 @@ fn names_of_every_kind_become_valid_names_of_their_own() {
     assert_eq!(report["counts"]["unchanged"], 7, "the names stay: {report:#}");
 }
 
+// Shows what README says under "What a pass does": "**Foreign workloads are never touched**", "A connector whose name
+// one of them has is rejected.".
 #[test]
 fn a_name_that_belongs_to_somebody_else_rejects_the_connector_and_leaves_theirs_alone() {
     let scene = Scene::new("foreign");

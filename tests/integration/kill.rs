@@ -221,6 +221,7 @@ fn a_first_deploy_can_be_killed_at_any_point() {
     first_deploy().killed_at_each_write();
 }
 
+// Shows what README says under "What a pass does": "Killed at any point, the next pass finds its way out".
 #[test]
 fn a_refresh_can_be_killed_at_any_point() {
     refresh().killed_at_each_write();
@@ -241,6 +242,8 @@ fn a_removal_and_a_rename_can_be_killed_at_any_point() {
     removal_and_rename().killed_at_each_write();
 }
 
+// Shows what README says under "Exit codes": "SIGINT, SIGTERM: running steps finished or were rolled back"; and under
+// "What a pass does": "Running steps finish or roll back".
 #[test]
 fn a_refresh_can_be_told_to_end_at_any_point() {
     refresh().told_to_end_at_each_write();
@@ -256,11 +259,15 @@ fn a_first_deploy_survives_any_failing_request() {
     first_deploy().refused_at_each_request(&[Fault::Drop, Fault::StatusAfter(500)]);
 }
 
+// Shows what README says under "What a pass does": "**On Docker a refresh never trades a working connector for a failed
+// one.**".
 #[test]
 fn a_refresh_survives_any_request_that_the_engine_does_not_do() {
     refresh().refused_at_each_request(&[Fault::Drop, Fault::Status(500)]);
 }
 
+// Shows what README says under "What a pass does": "**On Docker a refresh never trades a working connector for a failed
+// one.**".
 #[test]
 fn a_refresh_survives_any_answer_that_is_lost() {
     refresh().refused_at_each_request(&[Fault::DropAfter, Fault::StatusAfter(500)]);

@@ -63,6 +63,9 @@ fn result<'a>(report: &'a Value, platform: &str, id: &str) -> &'a Value {
     lines.find(|line| line["connector"] == id).unwrap_or_else(|| panic!("{id} is not in {report:#}"))
 }
 
+// Shows what README says under "Commands": "Each line of the report names its lane"; and under "What a pass does": "A
+// lane has its own platform, engine or cluster, registry, proxy, lock, memory and plan"; and under "What it leaves on a
+// Docker engine": "Besides the connectors' containers, for each platform: one container".
 #[test]
 fn both_platforms_are_served_in_one_pass_with_locks_records_and_reports_of_their_own() {
     let scene = Scene::new("lanes");
@@ -92,6 +95,8 @@ fn both_platforms_are_served_in_one_pass_with_locks_records_and_reports_of_their
     assert!(printed.code == Some(64), "an option of one value is given once: {printed:?}");
 }
 
+// Shows what README says under "What a pass does": "`--platform` leaves the other lanes out, so that each platform can
+// have its own timer.".
 #[test]
 fn a_pass_of_one_platform_leaves_the_other_alone_and_takes_its_own_lock() {
     let scene = Scene::new("select");
@@ -115,6 +120,8 @@ fn a_pass_of_one_platform_leaves_the_other_alone_and_takes_its_own_lock() {
     other.wait().expect_code(exit::OK.into());
 }
 
+// Shows what README says under "What a pass does": "A pass runs one **lane** per enabled platform, side by side.", "An
+// outage of one platform or engine neither stops nor delays the other lane", "the exit code is the gravest of both".
 #[test]
 fn whatever_fails_in_one_lane_neither_stops_nor_delays_the_other() {
     // The fault, the code, what the other lane says of it, and whether it takes long.
@@ -158,6 +165,8 @@ fn whatever_fails_in_one_lane_neither_stops_nor_delays_the_other() {
     }
 }
 
+// Shows what README says under "What a pass does": "An outage of one platform or engine neither stops nor delays the
+// other lane".
 #[test]
 fn a_platform_that_is_not_there_at_all_is_no_trouble_of_the_other() {
     let scene = Scene::new("gone");
@@ -176,6 +185,8 @@ fn a_platform_that_is_not_there_at_all_is_no_trouble_of_the_other() {
     }
 }
 
+// Shows what README says under "What a pass does": "An outage of one platform or engine neither stops nor delays the
+// other lane".
 #[test]
 fn an_engine_that_one_lane_cannot_use_is_no_trouble_of_the_other() {
     let scene = Scene::new("engine");
@@ -213,6 +224,7 @@ fn a_guard_that_refuses_in_one_lane_lets_the_other_remove_what_is_gone() {
     assert_eq!(scene.containers().len(), 3);
 }
 
+// Shows what README says under "What a pass does": "a name that both want goes to one of them".
 #[test]
 fn one_name_on_both_platforms_goes_to_one_and_rejects_the_other_by_name_in_this_pass_and_the_next() {
     let scene = Scene::new("name");
@@ -243,6 +255,7 @@ fn one_name_on_both_platforms_goes_to_one_and_rejects_the_other_by_name_in_this_
     assert_eq!(loser(&reports[0]), loser(&reports[1]), "who has the name keeps it");
 }
 
+// Shows what README says under "What a pass does": "there each lane sees the other's workloads as foreign".
 #[test]
 fn one_id_on_both_platforms_names_two_workloads_that_do_not_touch_each_other() {
     let scene = Scene::new("id");
@@ -296,6 +309,7 @@ fn workloads_of_an_older_daemon_without_a_platform_go_to_the_lane_whose_list_has
     assert_eq!(before, after, "nothing was restarted, and what nobody lists was left alone");
 }
 
+// Shows what README says under "What a pass does": "lanes share the deadline, signals".
 #[test]
 fn a_signal_ends_a_lane_that_waits_and_lets_one_that_works_finish_its_step() {
     let scene = Scene::new("signal");
@@ -410,6 +424,8 @@ fn plan_and_check_cover_both_lanes_and_write_nothing() {
     }
 }
 
+// Shows what README says under "What a pass does": "**A list that the platform cannot give** because of one broken
+// connector names that connector".
 #[test]
 fn a_list_that_one_broken_connector_spoils_names_it_and_health_is_sent_all_the_same() {
     let scene = Scene::new("spoilt");

@@ -58,6 +58,7 @@ fn with_clock(scene: &Scene, tap: &ApiTap, offset: &str) -> Binary {
     program.var("LD_PRELOAD", library).var("FAKETIME", offset).var("FAKETIME_DONT_FAKE_MONOTONIC", "1")
 }
 
+// Shows what README says under "What a pass does": "whatever the clocks of the two machines show".
 #[test]
 fn a_pass_whose_clock_is_wrong_leaves_a_lock_alone_that_is_held() {
     let scene = begun("clock-of-taker");
@@ -72,6 +73,8 @@ fn a_pass_whose_clock_is_wrong_leaves_a_lock_alone_that_is_held() {
     assert!(scene.engine.container(&id).is_some());
 }
 
+// Shows what README says under "What a pass does": "A lock is taken over once its process is seen to be gone",
+// "whatever the clocks of the two machines show".
 #[test]
 fn a_pass_that_was_killed_with_a_wrong_clock_locks_nobody_out() {
     let scene = begun("clock-of-holder");
@@ -89,6 +92,9 @@ fn a_pass_that_was_killed_with_a_wrong_clock_locks_nobody_out() {
 }
 
 /// One test, because each part has to wait for a minute.
+// Shows what README says under "What a pass does": "Its pass gives a sign of life every 15 seconds", "or when there was
+// no sign of life for a minute", "unless its process is seen to be alive"; and under "What it leaves on a Docker
+// engine": "else after a minute without a sign of life".
 #[test]
 fn without_a_sign_of_life_for_a_minute_a_lock_is_taken_over_unless_its_process_is_seen_alive() {
     let (gone, alive) = (begun("no-sign"), begun("no-sign-alive"));
@@ -123,6 +129,8 @@ fn without_a_sign_of_life_for_a_minute_a_lock_is_taken_over_unless_its_process_i
     working.pass_is_quiet();
 }
 
+// Shows what README says under "What a pass does": "without it, it starts nothing more and exits with 6"; and under
+// "What it leaves on a Docker engine": "A pass whose lock is removed so begins no other step and exits with 6.".
 #[test]
 fn a_pass_whose_lock_is_gone_starts_nothing_more() {
     let scene = begun("lock-removed");
@@ -147,6 +155,7 @@ fn a_pass_whose_lock_is_gone_starts_nothing_more() {
 }
 
 /// Two passes that begin together meet in many orders of their requests, and each order has to end well.
+// Shows what README says under "What a pass does": "**One pass at a time.**", "Only one of them runs at any time.".
 #[test]
 fn two_passes_in_whatever_order_of_their_requests_never_run_two_instances_and_lose_no_record() {
     const ORDERS: u64 = 200;

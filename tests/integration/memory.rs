@@ -35,6 +35,7 @@ fn health(scene: &Scene, id: &str) -> (bool, u64) {
     })
 }
 
+// Shows what README says under "What a pass does": "On Docker the lock is a container that is never started.".
 #[test]
 fn a_quiet_pass_asks_the_engine_for_little_and_no_more_for_stopped_connectors() {
     let scene = Scene::new("calls");
@@ -164,6 +165,8 @@ fn prune_record(scene: &Scene) {
     assert_eq!(pruned["ContainersDeleted"].as_array().map(Vec::len), Some(1), "{pruned}");
 }
 
+// Shows what README says under "What it leaves on a Docker engine": "where loops are stopped it holds what is down
+// after more restarts".
 #[test]
 fn a_hold_outlives_the_record() {
     let scene = Scene::new("hold-lost");
@@ -179,6 +182,8 @@ fn a_hold_outlives_the_record() {
     }
 }
 
+// Shows what README says under "What it leaves on a Docker engine": "`docker container prune` removes the record", "The
+// next pass then says so and starts with an empty memory.".
 #[test]
 fn a_record_that_was_pruned_is_written_anew() {
     let scene = Scene::new("pruned");
@@ -214,6 +219,8 @@ fn the_marker_image_is_made_again_when_somebody_removed_it() {
     assert!(engine.container(&name).is_some_and(|container| container.running()));
 }
 
+// Shows what README says under "What a pass does": "**Reboot loops**: more than 3 restarts within 300 seconds",
+// "counted over the connector's life, across refreshes".
 #[test]
 fn a_reboot_loop_is_told_with_all_restarts_and_a_healthy_connector_is_not_in_one() {
     let scene = Scene::new("loop");
@@ -241,6 +248,8 @@ fn a_reboot_loop_is_told_with_all_restarts_and_a_healthy_connector_is_not_in_one
     assert_eq!(health(&scene, "id-a"), (false, 0));
 }
 
+// Shows what README says under "Commands": "one pass that starts a connector again which is held for a reboot loop";
+// and under "What a pass does": "with `MANAGER__REBOOT_LOOP__ACTION=stop` the connector is also stopped and held".
 #[test]
 fn a_connector_in_a_reboot_loop_is_held_when_told_to_until_it_changes_is_stopped_and_started_or_is_released() {
     let scene = Scene::new("hold");
@@ -311,6 +320,7 @@ fn a_hold_counts_when_the_connector_is_down_and_not_when_the_stop_failed() {
     }
 }
 
+// Shows what README says under "Configuration": "With `no` a reboot loop shows only from one pass to the next.".
 #[test]
 fn without_a_restart_policy_each_pass_starts_what_ended_and_counts_that() {
     let settings = [LOOP[0], LOOP[1], ("OPENCTI__DAEMON__DOCKER__RESTART_POLICY", "no")];

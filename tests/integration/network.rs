@@ -191,6 +191,8 @@ fn refused(what: &str, program: Binary, told: &[&str]) {
     assert!(!outcome.stdout.contains("hunter2") && !outcome.stderr.contains("hunter2"), "{what}: {}", outcome.stderr);
 }
 
+// Shows what README says under "Configuration": "`true` accepts any certificate of the platform.", "Private CA of the
+// platform: paths or PEM texts".
 #[test]
 fn a_platform_with_a_private_certificate_is_trusted_when_told_to_and_only_then() {
     let scene = Scene::new("tls");
@@ -224,6 +226,8 @@ fn a_platform_with_a_private_certificate_is_trusted_when_told_to_and_only_then()
     assert_eq!(scene.containers()[0].env["OPENCTI_URL"], front.url());
 }
 
+// Shows what README says under "Configuration": "`true` reaches the platform through the proxy below and gives it to
+// the connectors.", "Hosts that are reached directly, comma-separated".
 #[test]
 fn with_proxy_the_platform_is_reached_through_it_and_connectors_are_given_it() {
     let scene = Scene::new("proxy");
@@ -268,6 +272,7 @@ fn with_proxy_the_platform_is_reached_through_it_and_connectors_are_given_it() {
     refused("no proxy there", nobody, &["cannot be reached", "proxy settings"]);
 }
 
+// Shows what README says under "Configuration": "Copied into each connector's container, and trusted for the platform".
 #[test]
 fn a_proxy_with_a_ca_of_its_own_is_trusted_and_the_ca_is_in_the_connectors_container() {
     let scene = Scene::new("proxy-ca");
@@ -305,6 +310,7 @@ fn a_proxy_with_a_ca_of_its_own_is_trusted_and_the_ca_is_in_the_connectors_conta
 }
 
 /// As a pod does: the service account's files at their place, in a mount namespace of its own, and the API server over TLS.
+// Shows what README says under "On Kubernetes": "else the service account of the pod it runs in".
 #[test]
 fn in_a_pod_the_cluster_is_reached_with_the_service_account() {
     use stand_in_kubernetes::{Options, StandIn};

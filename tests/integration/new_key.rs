@@ -85,6 +85,8 @@ fn expect_refused(scene: &Scene, why: &str, told: &[&str]) {
     expect_all(&table, &[&format!("opencti: not registered: {why}\n"), "opencti: error: the key of this manager"], why);
 }
 
+// Shows what README says under "Exit codes": "or this manager's key opens nothing of what it lists"; and under "What a
+// pass does": "one that opens none of them is not registered: the pass ends with 3, names both fingerprints".
 #[test]
 fn a_key_that_opens_nothing_is_refused_with_both_fingerprints_and_the_former_one_goes_on_quietly() {
     let scene = registered("wrong-key");
@@ -99,6 +101,8 @@ fn a_key_that_opens_nothing_is_refused_with_both_fingerprints_and_the_former_one
     expect_refused(&scene, "this manager has another key", &told);
 }
 
+// Shows what README says under "What a pass does": "`--accept-new-key` registers it all the same.", "a pass with
+// neither decrypts none".
 #[test]
 fn an_accepted_key_is_registered_untried_and_the_table_says_why() {
     let scene = registered("accepted-key");
@@ -129,6 +133,8 @@ fn an_accepted_key_is_registered_untried_and_the_table_says_why() {
     }
 }
 
+// Shows what README says under "What a pass does": "So a key that is not known to be the registered one is tried on the
+// listed values first"; and under "What it leaves on a Docker engine": "A lost record costs one registration".
 #[test]
 fn a_platform_that_knows_the_manager_gets_no_other_key_when_the_record_is_lost() {
     let scene = registered("lost-record");
@@ -143,6 +149,8 @@ fn a_platform_that_knows_the_manager_gets_no_other_key_when_the_record_is_lost()
     scene.pass_is_quiet();
 }
 
+// Shows what README says under "What a pass does": "One value that it opens is enough, which allows a change of keys
+// half way".
 #[test]
 fn one_value_of_the_new_key_is_enough_and_broken_values_show_nothing() {
     let scene = registered("half-way");
@@ -173,6 +181,7 @@ fn one_value_of_the_new_key_is_enough_and_broken_values_show_nothing() {
     assert!(!report["notices"].to_string().contains("could not be tried"), "{report:#}");
 }
 
+// Shows what README says under "What a pass does": "where nothing is encrypted it is registered with a notice".
 #[test]
 fn without_an_encrypted_value_a_new_key_is_registered_with_a_notice() {
     let scene = Scene::new("nothing-sealed");

@@ -33,6 +33,8 @@ fn lock_of(holder: &Value, until: &str) -> String {
     json!({"v": 1, "holder": holder, "since": "2026-01-02T03:04:05Z", "until": until}).to_string()
 }
 
+// Shows what README says under "Exit codes": "another pass holds the lock"; and under "What a pass does": "**One pass
+// at a time.**".
 #[test]
 fn of_two_passes_one_works_and_the_other_names_it_and_touches_nothing() {
     let scene = begun("two");
@@ -59,6 +61,7 @@ fn of_two_passes_one_works_and_the_other_names_it_and_touches_nothing() {
     scene.is_settled(&["id-a"]);
 }
 
+// Shows what README says under "What a pass does": "**One pass at a time.**".
 #[test]
 fn passes_that_begin_together_never_work_together() {
     let scene = begun("race");
@@ -108,6 +111,8 @@ fn a_lock_is_taken_over_when_it_has_expired_and_not_before() {
     scene.pass_is_quiet();
 }
 
+// Shows what README says under "What it leaves on a Docker engine": "the next pass takes it over at once when it can
+// see that the process is gone".
 #[test]
 fn the_lock_of_a_killed_pass_is_taken_over_at_once_even_before_it_is_reaped() {
     let scene = begun("zombie");
@@ -122,6 +127,7 @@ fn the_lock_of_a_killed_pass_is_taken_over_at_once_even_before_it_is_reaped() {
     scene.is_settled(&["id-a"]);
 }
 
+// Shows what README says under "What a pass does": "the record is written and the lock given back".
 #[test]
 fn the_lock_is_given_back_however_a_pass_fails() {
     type Break<'a> = &'a dyn Fn(&Scene, &ApiTap);
@@ -171,6 +177,7 @@ fn to_pull(scene: &Scene, id: &str) -> String {
     image
 }
 
+// Shows what README says under "What a pass does": "or on SIGTERM or SIGINT, nothing new starts".
 #[test]
 fn a_signal_during_a_pull_ends_the_pass_and_the_next_one_finishes() {
     for (signal, code) in [(Signal::TERM, exit::TERMINATED), (Signal::INT, exit::INTERRUPTED)] {
@@ -196,6 +203,8 @@ fn a_signal_during_a_pull_ends_the_pass_and_the_next_one_finishes() {
     }
 }
 
+// Shows what README says under "Exit codes": "or the deadline cut the pass short; all others were done"; and under
+// "What a pass does": "After `MANAGER__PASS_DEADLINE` seconds".
 #[test]
 fn what_the_deadline_cuts_off_is_told_and_done_by_the_next_pass() {
     let scene = begun("deadline");

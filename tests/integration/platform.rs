@@ -47,6 +47,8 @@ fn graphql(code: &str, message: &str) -> FaultKind {
     FaultKind::GraphqlError { code: code.to_owned(), message: message.to_owned(), data: json!({}) }
 }
 
+// Shows what README says under "Exit codes": "the platform could not be used: unreachable, refused the token or the
+// registration, too old"; and under "What a pass does": "A failed or partial list removes nothing.".
 #[test]
 fn a_list_that_cannot_be_used_ends_the_pass_says_what_to_do_and_touches_nothing() {
     let scene = with_work_waiting("list-faults");
@@ -93,6 +95,8 @@ fn a_list_that_cannot_be_used_ends_the_pass_says_what_to_do_and_touches_nothing(
     expect_work_done(&scene, scene.pass());
 }
 
+// Shows what README says under "xtm-reconcile": "OpenCTI 6.8.0 and later"; and under "First use": "The user of the
+// OpenCTI token needs the capabilities".
 #[test]
 fn a_platform_that_is_not_what_it_should_be_ends_the_pass_and_touches_nothing() {
     let scene = with_work_waiting("wrong-platform");
@@ -177,6 +181,7 @@ fn what_passes_by_itself_is_asked_again_as_the_platform_wishes() {
     expect_all(&faults(&outcome.lane()), &["HTTP 429"], "a long wait");
 }
 
+// Shows what README says under "Configuration": "Seconds to wait for the list of connectors".
 #[test]
 fn a_list_that_the_platform_holds_back_is_waited_for() {
     let scene = Scene::new("held-list");
@@ -190,6 +195,8 @@ fn a_list_that_the_platform_holds_back_is_waited_for() {
     expect_all(&faults(&outcome.lane()), &["auto-upgrade timed out"], "a hold that fails");
 }
 
+// Shows what README says under "What a pass does": "**One connector's fault stays its own.**", "A failed or partial
+// list removes nothing.".
 #[test]
 fn one_malformed_connector_among_good_ones_is_named_and_the_others_are_served() {
     let scene = Scene::new("malformed");
@@ -262,6 +269,8 @@ fn duplicate_names_and_ids_never_put_one_connector_over_another() {
     assert_eq!(mutations(&scene.platform.journal(), "updateConnectorCurrentStatus"), 0);
 }
 
+// Shows what README says under "Exit codes": "the prune guard refused"; and under "What a pass does": "An empty list
+// while two or more connectors are deployed", "removes nothing and exits with 5, unless you say `--allow-prune`".
 #[test]
 fn a_list_that_shrinks_too_much_removes_nothing_unless_told_to() {
     let scene = Scene::new("prune");
@@ -298,6 +307,7 @@ fn a_list_that_shrinks_too_much_removes_nothing_unless_told_to() {
     assert_eq!(scene.containers().len(), 0);
 }
 
+// Shows what README says under "xtm-reconcile": "OpenCTI 6.8.0 and later".
 #[test]
 fn the_first_version_with_the_api_is_served() {
     let scene = Scene::new("oldest");
@@ -310,6 +320,8 @@ fn the_first_version_with_the_api_is_served() {
     assert!(scene.containers()[0].running());
 }
 
+// Shows what README says under "What a pass does": "**Register** when the platform does not know this manager"; and
+// under "What it leaves on a Docker engine": "A lost record costs one registration".
 #[test]
 fn it_registers_when_something_changed_and_only_then() {
     let scene = Scene::new("register");
@@ -349,6 +361,7 @@ fn it_registers_when_something_changed_and_only_then() {
     registers(rekeyed(), "no memory");
 }
 
+// Shows what README says under "Coming from the daemon": "there another `MANAGER__ID` is refused".
 #[test]
 fn a_platform_that_has_another_manager_names_it_and_nothing_is_done() {
     let scene = Scene::new("other-manager");
@@ -431,6 +444,7 @@ fn interrupted(scene: &Scene, signal: Signal, code: u8, reached: impl Fn(&Runnin
     outcome
 }
 
+// Shows what README says under "What a pass does": "or on SIGTERM or SIGINT, nothing new starts".
 #[test]
 fn a_signal_while_the_list_is_held_ends_the_pass_at_once_and_cleanly() {
     let scene = with_work_waiting("signal-list");
@@ -450,6 +464,8 @@ fn a_signal_while_the_list_is_held_ends_the_pass_at_once_and_cleanly() {
     expect_work_done(&scene, scene.pass());
 }
 
+// Shows what README says under "Exit codes": "running steps finished or were rolled back, the record was written"; and
+// under "What a pass does": "an engine or a platform that does not answer is given up then".
 #[test]
 fn a_signal_while_publishing_ends_the_pass_soon_with_its_steps_and_record_done() {
     let scene = Scene::new("signal-publish");

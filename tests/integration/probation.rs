@@ -60,6 +60,8 @@ fn refused_times(scene: &Scene) -> Value {
     memory["refused"]["times"].clone()
 }
 
+// Shows what README says under "What a pass does": "and reports `rolled back` with the exit code and the last log
+// lines", "rolls back at once what failed by then", "Whatever did not work is tried again in the next pass".
 #[test]
 fn what_ends_at_once_is_rolled_back_in_the_same_pass_and_tried_less_and_less_often() {
     let (scene, before) = begun("ends-at-once");
@@ -94,6 +96,8 @@ fn what_ends_at_once_is_rolled_back_in_the_same_pass_and_tried_less_and_less_oft
     scene.pass_is_quiet();
 }
 
+// Shows what README says under "What a pass does": "one that finds that the new one ended or restarted meanwhile
+// removes that, starts the old one".
 #[test]
 fn what_ends_after_the_pass_is_rolled_back_by_the_next() {
     let (scene, before) = begun("ends-later");
@@ -110,6 +114,8 @@ fn what_ends_after_the_pass_is_rolled_back_by_the_next() {
     assert_eq!(refused_times(&scene), 1);
 }
 
+// Shows what README says under "What a pass does": "So the old one is kept, stopped, under a name that ends in
+// `.xtm-former`", "A pass that finds it so removes the old one".
 #[test]
 fn what_stays_up_costs_no_further_request_and_then_takes_over() {
     let (scene, before) = begun("stays-up");
@@ -141,6 +147,8 @@ fn what_stays_up_costs_no_further_request_and_then_takes_over() {
     scene.pass_is_quiet();
 }
 
+// Shows what README says under "What a pass does": "A pass with refreshes waits `MANAGER__SETTLE` seconds, once for all
+// of them".
 #[test]
 fn several_refreshes_are_waited_for_together() {
     let scene = Scene::new("together");
@@ -158,6 +166,7 @@ fn several_refreshes_are_waited_for_together() {
     assert!((3000..6000).contains(&settle), "{settle} ms: {report:#}");
 }
 
+// Shows what README says under "What a pass does": "and so it does when somebody removed either container".
 #[test]
 fn either_container_can_be_removed_by_hand_on_probation() {
     let (scene, before) = begun("removed-by-hand");
@@ -197,6 +206,8 @@ fn a_roll_back_that_fails_is_made_good_by_the_next_pass() {
     is_back(&scene, &before, "the pass after");
 }
 
+// Shows what README says under "What a pass does": "if the new one does not start, it is removed and the old one runs
+// again".
 #[test]
 fn what_cannot_even_be_started_gives_the_old_container_its_name_back() {
     let (scene, before) = begun("not-started");
@@ -245,6 +256,8 @@ fn killed_at_each_write(name: &str, begin: impl Fn(&Scene, &Container), ends: im
     }
 }
 
+// Shows what README says under "What a pass does": "Only one of them runs at any time.", "Killed at any point, the next
+// pass finds its way out".
 #[test]
 fn a_refresh_on_probation_can_be_killed_at_any_point() {
     killed_at_each_write(
@@ -269,6 +282,7 @@ fn a_refresh_on_probation_can_be_killed_at_any_point() {
     );
 }
 
+// Shows what README says under "What a pass does": "Killed at any point, the next pass finds its way out".
 #[test]
 fn a_roll_back_can_be_killed_at_any_point() {
     let begin = |scene: &Scene, before: &Container| {

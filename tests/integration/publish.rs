@@ -141,6 +141,8 @@ fn an_engine_that_goes_away_while_it_is_looked_at_changes_nothing_of_what_was_pu
     );
 }
 
+// Shows what README says under "What a pass does": "OpenCTI gets the last `MANAGER__LOGS_TAIL` lines of each connector
+// in place of those it has."; and under "Configuration": "0 to 10000; 0 pushes none".
 #[test]
 fn logs_are_the_last_lines_replace_what_was_there_and_are_as_many_as_told() {
     let scene = Scene::new("tail");
@@ -167,6 +169,8 @@ fn logs_are_the_last_lines_replace_what_was_there_and_are_as_many_as_told() {
     assert_eq!(pass("10000").len(), 252);
 }
 
+// Shows what README says under "What a pass does": "in the connector logs that are pushed the values of the workload's
+// sensitive variables are masked".
 #[test]
 fn logs_are_made_fit_to_be_shown_and_hold_no_secret() {
     let scene = Scene::new("masked");
@@ -222,6 +226,8 @@ fn logs_are_made_fit_to_be_shown_and_hold_no_secret() {
     }
 }
 
+// Shows what README says under "What a pass does": "in the connector logs that are pushed the values of the workload's
+// sensitive variables are masked".
 #[test]
 fn the_log_of_a_container_that_ended_meanwhile_is_masked_as_well() {
     let scene = Scene::new("ended");
@@ -243,6 +249,8 @@ fn the_log_of_a_container_that_ended_meanwhile_is_masked_as_well() {
     assert!(logs.contains("[masked]") && !logs.contains("hunter2"), "{logs}");
 }
 
+// Shows what README says under "What a pass does": "**What is masked** is a value as it is, escaped in JSON,
+// percent-encoded, and in Base64", "of a value with several lines also each line".
 #[test]
 fn a_secret_reaches_the_platform_in_none_of_the_forms_that_programs_write_it_in() {
     let scene = Scene::new("forms");
@@ -342,6 +350,7 @@ fn a_slow_pull_of_one_connector_does_not_keep_health_and_logs_of_the_others_back
 
 const VERSION: &str = "about";
 
+// Shows what README says under "What a pass does": "**A log that does not get through**".
 #[test]
 fn a_log_that_does_not_get_through_is_its_connectors_fault_alone() {
     let scene = Scene::new("log-fault");
@@ -376,6 +385,7 @@ fn a_log_that_does_not_get_through_is_its_connectors_fault_alone() {
     }
 }
 
+// Shows what README says under "What a pass does": "After a broken connection the platform is asked for its version".
 #[test]
 fn logs_that_fail_while_the_platform_is_asked_whether_it_answers_share_its_answer() {
     let scene = Scene::new("shared-check");
@@ -392,6 +402,7 @@ fn logs_that_fail_while_the_platform_is_asked_whether_it_answers_share_its_answe
     assert_eq!(scene.platform.calls(VERSION).len(), 2, "at the start, and for all logs");
 }
 
+// Shows what README says under "What a pass does": "only when it does not answer that either does it count as gone".
 #[test]
 fn a_platform_that_hangs_is_found_out_with_one_log_and_one_small_request() {
     let scene = Scene::new("hangs");

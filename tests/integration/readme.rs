@@ -18,6 +18,7 @@ fn block(heading: &str) -> &'static str {
     block.split_once("```").expect("the block ends").0
 }
 
+// Shows what README says under "First use": "target/release/xtm-reconcile keygen --out manager.key".
 #[test]
 fn the_first_use_section_works_as_it_stands() {
     let scene = Scene::new("readme");
@@ -43,6 +44,7 @@ fn the_first_use_section_works_as_it_stands() {
     assert!(containers.len() == 1 && containers[0].name == name && containers[0].running(), "{containers:?}");
 }
 
+// Shows what README says under "First use": "For OpenAEV as well".
 #[test]
 fn the_second_block_serves_openaev_in_the_same_pass() {
     let scene = Scene::new("readme-both");

@@ -66,6 +66,8 @@ fn statuses(connectors: &[stand_in_platform::Connector]) -> Vec<Option<String>> 
     connectors.iter().map(|connector| connector.current_status.clone()).collect()
 }
 
+// Shows what README says under "Commands": "pulls and observes as a pass does, shows the steps, writes nothing"; and
+// under "Exit codes": "`plan --detailed-exitcode`: changes are pending".
 #[test]
 fn a_plan_writes_nothing_and_the_pass_after_it_does_just_that() {
     let scene = with_every_step("plan");
@@ -124,6 +126,8 @@ fn a_plan_before_anything_was_registered_says_so_and_one_that_fails_has_the_code
     assert_eq!(report["errors"].as_array().unwrap().len(), 2, "both are told: {report:#}");
 }
 
+// Shows what README says under "First use": "The user of the OpenCTI token needs the capabilities"; and under
+// "Commands": "one decryption; read-only".
 #[test]
 fn a_check_tells_what_is_good_and_what_is_bad_and_writes_nothing() {
     let scene = Scene::new("check");

@@ -13,6 +13,8 @@ fn shown(scene: &Scene, id: &str) -> String {
     scene.platform.read(|state| state.connector(id).and_then(|c| c.current_status.clone()).unwrap_or_default())
 }
 
+// Shows what README says under "What a pass does": "**Deploy** what should run and is not there; **start**, **stop**
+// what is", "A connector that was never started on the platform is not deployed until it is.".
 #[test]
 fn a_connector_goes_through_its_whole_life() {
     let scene = Scene::new("life");
@@ -68,6 +70,7 @@ fn a_connector_goes_through_its_whole_life() {
     scene.pass_is_quiet();
 }
 
+// Shows what README says under "What a pass does": "**rename** what has another name".
 #[test]
 fn a_new_name_is_given_to_the_running_container() {
     let scene = Scene::new("rename");
@@ -121,6 +124,8 @@ fn a_connector_made_anew_under_the_same_name_is_replaced_in_one_pass() {
     scene.pass_is_quiet();
 }
 
+// Shows what README says under "What a pass does": "**remove** what the platform does not list any more, and
+// duplicates.".
 #[test]
 fn of_two_containers_of_one_connector_the_right_one_stays() {
     let scene = Scene::new("twice");
@@ -141,6 +146,8 @@ fn of_two_containers_of_one_connector_the_right_one_stays() {
     scene.pass_is_quiet();
 }
 
+// Shows what README says under "xtm-reconcile": "adopts the workloads that the daemon made without restarting them";
+// and under "What a pass does": "Containers get the restart policy `unless-stopped`, and adopted ones".
 #[test]
 fn containers_of_the_daemon_are_adopted_as_they_run_get_the_restart_policy_and_are_looked_at_once() {
     let scene = Scene::new("adopt");
@@ -265,6 +272,8 @@ fn a_container_that_vanishes_during_the_pass_is_no_error() {
     }
 }
 
+// Shows what README says under "What a pass does": "**On Docker a refresh never trades a working connector for a failed
+// one.**", "The image is pulled and the new container made before the old one is stopped".
 #[test]
 fn a_refresh_that_fails_keeps_the_old_container_running_and_serves_the_others() {
     type Break<'a> = &'a dyn Fn(&Scene, &ApiTap) -> Vec<(&'static str, &'static str)>;
@@ -373,6 +382,7 @@ fn foreigners(scene: &Scene) -> Vec<String> {
     all.iter().map(|new| scene.engine.run(new)).collect()
 }
 
+// Shows what README says under "What a pass does": "**Foreign workloads are never touched**".
 #[test]
 fn no_foreign_container_is_ever_touched_whatever_the_passes_do() {
     let scene = Scene::new("foreign");
@@ -418,6 +428,8 @@ fn no_foreign_container_is_ever_touched_whatever_the_passes_do() {
     }
 }
 
+// Shows what README says under "What a pass does": "until then the connector is rejected by name", "or at once when the
+// configuration changes".
 #[test]
 fn a_configuration_that_does_not_start_does_not_interrupt_the_old_container_in_every_pass() {
     let scene = Scene::new("backoff");

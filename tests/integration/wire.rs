@@ -44,6 +44,8 @@ fn newest_common(engine: &Engine) -> String {
     format!("{major}.{minor}")
 }
 
+// Shows what README says under "xtm-reconcile": "Every request to an engine carries the newest API version that both
+// know, up to 1.51".
 #[test]
 fn every_request_to_an_engine_carries_the_agreed_version_but_the_one_that_asks_for_it() {
     let newer = Engine::private_newer();
@@ -86,6 +88,8 @@ fn on(scene: &Scene, host: &str) -> Binary {
     scene.program_on(host).args(["run", "--output", "json"])
 }
 
+// Shows what README says under "xtm-reconcile": "Every request to an engine carries the newest API version that both
+// know, up to 1.51".
 #[test]
 fn the_newest_version_that_both_know_is_spoken() {
     let scene = Scene::new("agreed");
@@ -112,6 +116,8 @@ fn the_newest_version_that_both_know_is_spoken() {
     }
 }
 
+// Shows what README says under "xtm-reconcile": "Docker Engine 20.10 and later (API 1.41)", "an engine that shares none
+// is refused".
 #[test]
 fn an_engine_that_shares_no_version_is_refused_with_its_own_and_with_what_to_do() {
     let scene = Scene::new("no-version");

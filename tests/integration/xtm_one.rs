@@ -112,6 +112,9 @@ pub(crate) fn errors(outcome: &Value) -> String {
     faults.map(text).collect::<Vec<_>>().join("\n")
 }
 
+// Shows what README says under "XTM One": "Each pass sends one registration per platform, which is a heartbeat as
+// well."; and under "What is sent, and to whom": "which product, its URL (`XTM__PLATFORM_URL` of OpenCTI), title,
+// version and id".
 #[test]
 fn a_pass_registers_the_platform_and_a_later_one_is_a_heartbeat() {
     let scene = scene("xtm-one");
@@ -142,6 +145,7 @@ fn a_pass_registers_the_platform_and_a_later_one_is_a_heartbeat() {
     assert_eq!(scene.records()[0].id, records[0].id, "a heartbeat writes nothing to the engine");
 }
 
+// Shows what README says under "XTM One": "once it is given both the URL and the registration token".
 #[test]
 fn it_is_active_only_with_both_address_and_token() {
     let scene = scene("xtm-one-inactive");
@@ -155,6 +159,7 @@ fn it_is_active_only_with_both_address_and_token() {
     assert_eq!(scene.registrations(), 0);
 }
 
+// Shows what README says under "XTM One": "What fails there is in the report, and the exit code is then 1 at least.".
 #[test]
 fn what_fails_at_xtm_one_changes_nothing_for_the_connectors() {
     let scene = scene("xtm-one-down");
@@ -174,6 +179,7 @@ fn what_fails_at_xtm_one_changes_nothing_for_the_connectors() {
     assert!(scene.holders().is_empty(), "the tokens of that pass were revoked");
 }
 
+// Shows what README says under "XTM One": "It runs beside the work on the connectors, which does not wait for it".
 #[test]
 fn a_slow_xtm_one_does_not_hold_up_the_connectors() {
     let scene = scene("xtm-one-slow");
@@ -194,6 +200,8 @@ fn a_slow_xtm_one_does_not_hold_up_the_connectors() {
     assert!(scene.only().running());
 }
 
+// Shows what README says under "What an attacker gains": "Plain `http` to another machine is refused unless
+// `XTM__ALLOW_INSECURE=true`".
 #[test]
 fn keys_cross_a_network_only_over_tls_unless_told_otherwise() {
     let scene = scene("xtm-one-plain");
@@ -221,6 +229,8 @@ fn keys_cross_a_network_only_over_tls_unless_told_otherwise() {
     told.args(["check"]).run().expect_code(exit::CONNECTOR_FAILED.into());
 }
 
+// Shows what README says under "What an attacker gains": "`xtm-default-registration-token` is public: a pass warns of
+// it".
 #[test]
 fn bad_settings_are_all_named_at_once_and_the_public_token_is_a_warning() {
     let scene = scene("xtm-one-settings");
@@ -246,6 +256,7 @@ fn bad_settings_are_all_named_at_once_and_the_public_token_is_a_warning() {
     assert!(!mistyped.stdout.contains("XTM__XTM_HUB_URL"), "OpenCTI's own: {}", mistyped.stdout);
 }
 
+// Shows what README says under "Tokens": "or another one, is noticed; a rotation gives it new ones".
 #[test]
 fn another_xtm_one_that_lacks_the_keys_is_noticed() {
     let scene = scene("xtm-one-another");
@@ -264,6 +275,7 @@ fn another_xtm_one_that_lacks_the_keys_is_noticed() {
     scene.all_is_well(0..2, "after a rotation");
 }
 
+// Shows what README says under "XTM One": "A platform that registers itself is left alone with a notice".
 #[test]
 fn a_platform_that_registers_itself_is_left_alone_unless_forced() {
     let scene = scene("xtm-one-itself");
@@ -283,6 +295,8 @@ fn a_platform_that_registers_itself_is_left_alone_unless_forced() {
     assert_eq!(lane(&report, "openaev")["xtm_one"]["status"], "left-alone");
 }
 
+// Shows what README says under "What is sent, and to whom": "`XTM__PAYLOAD=auto` sends what the platform's version
+// would send itself.", "only with `XTM__ADMIN_API_KEY`, payload `users`".
 #[test]
 fn each_generation_gets_what_it_knows() {
     use stand_in_platform::xtm_one::Generation;
@@ -318,6 +332,8 @@ fn each_generation_gets_what_it_knows() {
     assert_eq!(outcome["payload"], "intents");
 }
 
+// Shows what README says under "XTM One": "Each pass sends one registration per platform"; and under "What is sent, and
+// to whom": "its type when the platform has validated it".
 #[test]
 fn both_lanes_register_and_openaev_has_no_users() {
     let scene = scene("xtm-one-lanes");
@@ -339,6 +355,8 @@ fn both_lanes_register_and_openaev_has_no_users() {
     assert_eq!(lane(&quiet, "opencti")["xtm_one"]["users"]["tokens_made"], 0);
 }
 
+// Shows what README says under "Exit codes": "changes are pending, tokens for XTM One included"; and under "XTM One":
+// "also shows what XTM One would be told, and the tokens that would be made".
 #[test]
 fn a_plan_shows_what_would_be_sent_and_makes_no_token() {
     let scene = scene("xtm-one-plan");
@@ -365,6 +383,7 @@ fn a_plan_shows_what_would_be_sent_and_makes_no_token() {
     expect_all(&shown, &["1 tokens to make (person-0002@example.org)", "platform_identifier: opencti"], "the table");
 }
 
+// Shows what README says under "XTM One": "also asks XTM One for its metadata; registers nothing".
 #[test]
 fn check_asks_for_the_metadata_and_registers_nothing() {
     let scene = scene("xtm-one-check");

@@ -56,6 +56,9 @@ fn everything() -> Vec<Call> {
     calls
 }
 
+// Shows what README says under "What a pass does": "On Kubernetes the Secret is never read"; and what
+// deploy/kubernetes/README.md says under "What the Role grants": "One namespace, fifteen permissions, no cluster
+// role.", "It never reads a Secret: it has neither get nor list.".
 #[test]
 fn the_role_grants_exactly_what_is_used_and_what_check_asks_for() {
     let calls = everything();
@@ -80,6 +83,7 @@ fn the_role_grants_exactly_what_is_used_and_what_check_asks_for() {
     assert_eq!(text(asked), text(granted));
 }
 
+// Shows what README says under "Commands": "pulls and observes as a pass does, shows the steps, writes nothing".
 #[test]
 fn a_plan_and_a_check_write_nothing_whatever_there_is_to_do() {
     let scene = Scene::running("readonly", &["alpha", "beta"]);
@@ -97,6 +101,7 @@ fn a_plan_and_a_check_write_nothing_whatever_there_is_to_do() {
     assert_eq!(json!([scene.cluster.deployments(), scene.cluster.secrets(), scene.cluster.leases()]), before);
 }
 
+// Shows what README says under "What a pass does": "logs, reports and errors never show one".
 #[test]
 fn no_secret_is_shown_anywhere() {
     let scene = Scene::new("redacted");
@@ -125,6 +130,7 @@ fn no_secret_is_shown_anywhere() {
 }
 
 /// The manifests are read with the API's own types, and what they promise each other holds.
+// Shows what deploy/kubernetes/README.md says under "Why the CronJob is as it is": "every 2 minutes".
 #[test]
 fn the_shipped_manifests_are_what_they_say() {
     use k8s_openapi::api::batch::v1::CronJob;

@@ -33,6 +33,8 @@ fn daemons(scene: &Scene, name: &str, hash: &str, change: impl FnOnce(&mut Value
     scene.cluster.create_deployment(&deployment, "xtm-composer")
 }
 
+// Shows what README says under "On Kubernetes": "**The daemon's Deployments** are adopted as they are and converted
+// when their hash changes.".
 #[test]
 fn a_deployment_of_the_daemon_is_adopted_as_it_is_and_converted_when_its_hash_changes() {
     let scene = Scene::new("adopt");
@@ -102,6 +104,8 @@ fn a_hash_that_the_daemon_left_elsewhere_is_found() {
     assert_eq!(steps(&report), [("id-gamma".to_owned(), "refresh".to_owned())], "{report:#}");
 }
 
+// Shows what README says under "On Kubernetes": "the plan shows `recreate`, the new one is checked with the API server
+// first", "two instances never run at once".
 #[test]
 fn a_selector_that_is_not_ours_is_recreated_at_the_next_change_and_the_plan_says_so() {
     let scene = Scene::new("selector");

@@ -20,6 +20,8 @@ fn secret_of(deployment: &Value, name: &str) -> String {
     variable(deployment, name)["valueFrom"]["secretKeyRef"]["name"].as_str().unwrap_or_default().to_owned()
 }
 
+// Shows what README says under "On Kubernetes": "One Deployment per connector, of one replica or none, with the
+// strategy `Recreate`", "are in a Secret that it owns, never in the Deployment".
 #[test]
 fn a_connector_is_deployed_with_its_secrets_and_then_left_alone() {
     let scene = Scene::new("deploy");
@@ -70,6 +72,7 @@ fn a_connector_is_deployed_with_its_secrets_and_then_left_alone() {
     assert_eq!(scene.cluster.deployment("alpha"), scene.cluster.deployment("alpha"));
 }
 
+// Shows what README says under "On Kubernetes": "so that fields of others survive".
 #[test]
 fn a_changed_connector_is_changed_in_place_and_its_old_values_go() {
     let scene = Scene::new("refresh");
@@ -117,6 +120,7 @@ fn a_changed_connector_is_changed_in_place_and_its_old_values_go() {
     scene.expect_quiet("afterwards");
 }
 
+// Shows what README says under "On Kubernetes": "The Secret of the pods before stays until the last of them is gone.".
 #[test]
 fn the_values_of_a_pod_stay_as_long_as_it_does() {
     let scene = Scene::new("retired");
@@ -157,6 +161,7 @@ fn a_connector_without_secrets_has_no_secret_and_gets_or_loses_one_with_its_conf
     assert_eq!(scene.cluster.secrets(), [] as [Value; 0]);
 }
 
+// Shows what README says under "On Kubernetes": "starting and stopping patch the scale alone".
 #[test]
 fn starting_and_stopping_scale_and_change_nothing_else() {
     let scene = Scene::running("scale", &["alpha"]);
@@ -182,6 +187,9 @@ fn starting_and_stopping_scale_and_change_nothing_else() {
     }
 }
 
+// Shows what README says under "What a pass does": "**Foreign workloads are never touched**", "An empty list while two
+// or more connectors are deployed"; and what deploy/kubernetes/README.md says under "Remove": "The connectors' Secrets
+// go with their Deployments".
 #[test]
 fn a_connector_that_is_gone_goes_with_its_secret_and_nobody_elses_do() {
     let scene = Scene::new("remove");
@@ -238,6 +246,8 @@ pub(crate) fn plain_deployment(name: &str, labels: &Value) -> Value {
     json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name, "labels": labels }, "spec": spec })
 }
 
+// Shows what README says under "On Kubernetes": "**A name that somebody else's Deployment has** is found out when the
+// connector is deployed".
 #[test]
 fn a_name_that_is_taken_by_somebody_else_rejects_that_connector_alone() {
     let scene = Scene::new("taken");
@@ -269,6 +279,8 @@ fn odd_names_become_valid_ones() {
     scene.expect_quiet("afterwards");
 }
 
+// Shows what README says under "On Kubernetes": "it lies over safe defaults", "containers with other names are added
+// beside it".
 #[test]
 fn the_base_deployment_lies_under_ours_and_containers_without_a_name_are_the_connectors() {
     let scene = Scene::new("base");
@@ -357,6 +369,7 @@ fn the_base_deployment_lies_under_ours_and_containers_without_a_name_are_the_con
     assert!(values(pull)[".dockerconfigjson"].contains("n3w"));
 }
 
+// Shows what README says under "On Kubernetes": "are in a Secret that it owns, never in the Deployment".
 #[test]
 fn proxy_urls_and_the_proxys_ca_come_by_secret() {
     let scene = Scene::new("proxy");
@@ -386,6 +399,7 @@ fn proxy_urls_and_the_proxys_ca_come_by_secret() {
     assert_eq!(volume["secret"]["secretName"], secret["metadata"]["name"]);
 }
 
+// Shows what README says under "On Kubernetes": "what the API server itself refuses changes nothing".
 #[test]
 fn what_the_api_server_refuses_fails_that_connector_and_leaves_the_old_one_and_its_values() {
     let scene = Scene::new("refused");

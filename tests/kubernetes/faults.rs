@@ -15,6 +15,7 @@ fn state(scene: &Scene) -> Value {
     json!([scene.cluster.deployments(), scene.cluster.secrets(), scene.cluster.pods()])
 }
 
+// Shows what README says under "What a pass does": "A failed or partial list removes nothing.".
 #[test]
 fn a_listing_that_fails_ends_the_pass_and_touches_nothing() {
     let scene = Scene::running("listing", &["alpha", "beta"]);
@@ -93,6 +94,7 @@ fn an_answer_that_is_lost_leads_to_the_same_state() {
     }
 }
 
+// Shows what deploy/kubernetes/README.md says under "What the Role grants": "names those that are missing".
 #[test]
 fn a_verb_that_is_not_granted_is_named_with_its_resource_and_namespace() {
     let scene = Scene::running("forbidden", &["alpha"]);
@@ -210,6 +212,7 @@ fn a_list_whose_next_page_is_gone_is_begun_again() {
     assert_eq!(scene.cluster.tap.clear_faults(), 0);
 }
 
+// Shows what README says under "What a pass does": "**One connector's fault stays its own.**".
 #[test]
 fn one_connectors_failure_does_not_stop_its_siblings() {
     let scene = Scene::new("siblings");
@@ -305,6 +308,8 @@ fn a_pass_killed_at_any_write_is_completed_by_the_next() {
     }
 }
 
+// Shows what deploy/kubernetes/README.md says under "Why the CronJob is as it is": "on SIGTERM nothing new starts,
+// running steps finish, the lock is given back".
 #[test]
 fn a_signal_lets_what_runs_finish_and_gives_the_lease_back() {
     let scene = Scene::new("signal");

@@ -114,6 +114,7 @@ fn live(scene: &Scene) -> usize {
         .count()
 }
 
+// Shows what README says under "On Kubernetes": "two instances never run at once".
 #[test]
 fn a_rename_that_is_killed_while_the_old_pod_ends_never_runs_two_and_keeps_the_history() {
     let scene = renamed("renamekill");
@@ -158,6 +159,7 @@ fn a_rename_keeps_the_history_of_restarts() {
     assert_eq!(total(&scene, "omega"), 9);
 }
 
+// Shows what README says under "On Kubernetes": "a connector whose last pod has not ended is not started".
 #[test]
 fn a_connector_is_not_started_while_its_last_pod_has_not_ended() {
     let scene = Scene::running("ending", &["alpha"]);
@@ -192,6 +194,8 @@ fn a_pod_whose_rollout_is_paused_or_that_hangs_is_told_of() {
     expect_all(&line(&report, "alpha")["troubles"].to_string(), &["paused"], "paused");
 }
 
+// Shows what README says under "On Kubernetes": "a `proxy-url` does not, and `HTTPS_PROXY` of the process is the
+// platform's alone".
 #[test]
 fn the_environments_proxy_is_not_the_api_servers_and_its_password_is_not_shown() {
     let scene = Scene::running("envproxy", &["alpha"]);
@@ -212,6 +216,7 @@ fn the_environments_proxy_is_not_the_api_servers_and_its_password_is_not_shown()
     assert!(!outcome.stdout.contains("pa55word") && !outcome.stderr.contains("pa55word"));
 }
 
+// Shows what README says under "On Kubernetes": "Credential plugins work".
 #[test]
 fn a_credentials_plugin_that_fails_shows_neither_its_variables_nor_what_it_prints() {
     let scene = Scene::new("plugin");
@@ -238,6 +243,7 @@ fn a_credentials_plugin_that_fails_shows_neither_its_variables_nor_what_it_print
     scene.pass_with(|p| p.var("KUBECONFIG", &path)).expect_code(0);
 }
 
+// Shows what README says under "On Kubernetes": "proxy URLs and the proxy's CA".
 #[test]
 fn proxies_that_the_platform_gives_stay_out_of_the_deployment() {
     let scene = Scene::new("platformproxy");

@@ -176,6 +176,9 @@ fn left_pod(scene: &Scene, name: &str, id: &str, platform: &str, owner: Option<&
     scene.cluster.set_status(&pod, &json!({ "phase": "Running", "containerStatuses": [container] }));
 }
 
+// Shows what README says under "What a pass does": "A lane has its own platform, engine or cluster, registry, proxy,
+// lock, memory and plan"; and what deploy/kubernetes/README.md says under "Install": "Each platform has its own Lease;
+// the Role is the same.".
 #[test]
 fn both_platforms_share_a_namespace_and_each_has_its_lease_and_its_deployments() {
     let scene = Scene::new("lanes");
@@ -213,6 +216,7 @@ fn both_platforms_share_a_namespace_and_each_has_its_lease_and_its_deployments()
     assert!(scene.cluster.has_deployment("alpha") && !scene.cluster.has_deployment("beta-two"));
 }
 
+// Shows what README says under "What a pass does": "a name that both want goes to one of them".
 #[test]
 fn one_name_on_both_platforms_goes_to_one_and_the_winner_is_not_touched() {
     let scene = Scene::new("name");
@@ -278,6 +282,7 @@ fn expect_one_winner(scene: &Scene, report: &Value, winner: &str) {
     assert_eq!(values(&secrets[0])["API_PASSWORD"], winner);
 }
 
+// Shows what README says under "What a pass does": "there each lane sees the other's workloads as foreign".
 #[test]
 fn one_id_on_both_platforms_names_two_deployments_whose_pods_are_kept_apart() {
     let scene = Scene::new("id");
@@ -373,6 +378,8 @@ fn deployments_of_an_older_daemon_go_to_the_lane_whose_list_has_them() {
     assert_eq!(scene.cluster.deployment("gamma")["metadata"]["generation"], 1);
 }
 
+// Shows what README says under "On Kubernetes": "The Lease `xtm-reconcile-MANAGER` of earlier versions is read once and
+// stays".
 #[test]
 fn the_lease_of_the_version_before_lanes_is_opencti_s_and_is_read_and_left() {
     let scene = Scene::new("former");
@@ -461,6 +468,9 @@ fn a_lease_that_one_lane_finds_held_keeps_the_other_from_nothing() {
     }
 }
 
+// Shows what README says under "On Kubernetes": "with a registry login, the pull secret
+// `xtm-reconcile-MANAGER-registry`"; and what deploy/kubernetes/README.md says under "Remove": "the pull secret with
+// the Lease".
 #[test]
 fn each_platform_has_a_pull_secret_of_its_own_and_opencti_s_keeps_its_name() {
     let scene = Scene::new("pull");
@@ -523,6 +533,8 @@ fn long_hashes_and_odd_titles_of_openaev_work() {
     }
 }
 
+// Shows what README says under "What a pass does": "A lane has its own platform, engine or cluster, registry, proxy,
+// lock, memory and plan".
 #[test]
 fn a_lease_that_one_lane_loses_stops_that_lane_alone() {
     let scene = Scene::new("lostone");

@@ -11,6 +11,8 @@ const MANY: usize = 5_000;
 const SOME: usize = 600;
 
 /// Deployments that were deployed and stopped are many, and there are no pods of them.
+// Shows what README says under "On Kubernetes": "A pass asks for one paged list of Deployments and one of pods", "a
+// quiet one writes nothing but its Lease".
 #[test]
 fn a_quiet_pass_over_5000_connectors_takes_under_12_lists_and_writes_nothing_but_the_lease() {
     let scene = Scene::new("large");

@@ -25,6 +25,9 @@ fn edit(scene: &Scene, patch: &Value) {
     assert!(code < 300, "{answer:#}");
 }
 
+// Shows what README says under "On Kubernetes": "which is the lock (held for a minute at a time and renewed"; and what
+// deploy/kubernetes/README.md says under "Why the CronJob is as it is": "a second pass would find the lock taken and
+// exit with 6".
 #[test]
 fn a_pass_holds_the_lease_and_gives_it_back_with_what_it_remembers() {
     let scene = Scene::new("lease");
@@ -58,6 +61,7 @@ fn a_pass_holds_the_lease_and_gives_it_back_with_what_it_remembers() {
     assert_eq!(lease(&scene)["spec"]["leaseTransitions"], 1);
 }
 
+// Shows what README says under "On Kubernetes": "one of a killed pass expires a minute after its last sign of life".
 #[test]
 fn a_lease_that_expired_is_taken_over_and_one_that_did_not_is_not() {
     let scene = Scene::running("expired", &["alpha"]);
@@ -122,6 +126,9 @@ fn a_pass_that_lost_its_lease_starts_nothing_more() {
     assert_eq!(lease(&scene)["spec"]["holderIdentity"], "another_one_1", "it is not given back");
 }
 
+// Shows what README says under "On Kubernetes": "one of a killed pass expires a minute after its last sign of life";
+// and what deploy/kubernetes/README.md says under "Why the CronJob is as it is": "that one may find the lock, which
+// expires within a minute, and exit with 6".
 #[test]
 fn a_pass_that_was_killed_is_followed_once_its_lease_has_expired() {
     let scene = Scene::new("killed");

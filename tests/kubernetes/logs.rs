@@ -10,6 +10,8 @@ fn logs(scene: &Scene, name: &str) -> Vec<String> {
     lines.map(|line| line.as_str().unwrap().to_owned()).collect()
 }
 
+// Shows what README says under "What a pass does": "OpenCTI gets the last `MANAGER__LOGS_TAIL` lines of each connector
+// in place of those it has.".
 #[test]
 fn the_last_lines_of_what_runs_are_pushed() {
     let scene = Scene::running("logs", &["alpha"]);
@@ -32,6 +34,8 @@ fn the_last_lines_of_what_runs_are_pushed() {
     );
 }
 
+// Shows what README says under "On Kubernetes": "The log that is pushed of a crashing connector is that of the run that
+// crashed.".
 #[test]
 fn of_a_crashing_connector_the_run_that_crashed_is_pushed() {
     let scene = Scene::running("crashlog", &["alpha"]);
@@ -77,6 +81,7 @@ fn a_pod_without_a_log_is_no_fault_and_a_log_beyond_all_bounds_keeps_its_newest_
     assert!(sent.len() >= 50, "{}", sent.len());
 }
 
+// Shows what README says under "What a pass does": "only values which stand in the Deployment".
 #[test]
 fn values_that_stand_in_a_deployment_are_masked_in_its_log() {
     let scene = Scene::new("mask");

@@ -11,6 +11,8 @@ fn health(scene: &Scene, name: &str) -> (i64, bool) {
     (health["restart_count"].as_i64().unwrap_or(-1), health["is_in_reboot_loop"].as_bool().unwrap_or(false))
 }
 
+// Shows what README says under "On Kubernetes": "**What keeps a pod from running** (image, settings, quota, scheduling)
+// reaches the report".
 #[test]
 fn every_trouble_of_a_pod_reaches_the_report_in_plain_words_with_its_cure() {
     let scene = Scene::running("trouble", &["alpha"]);
@@ -49,6 +51,8 @@ fn every_trouble_of_a_pod_reaches_the_report_in_plain_words_with_its_cure() {
     scene.expect_quiet("stopped");
 }
 
+// Shows what README says under "On Kubernetes": "**What keeps a pod from running** (image, settings, quota, scheduling)
+// reaches the report".
 #[test]
 fn a_pod_that_is_being_made_is_waited_for() {
     let scene = Scene::new("pending");
@@ -80,6 +84,7 @@ fn a_pod_that_is_being_made_is_waited_for() {
     expect_all(&report.to_string(), &["exceeded quota"], "quota");
 }
 
+// Shows what README says under "On Kubernetes": "a crash loop or a lack of memory is told and goes on".
 #[test]
 fn a_crash_loop_is_reported_with_its_restarts_and_a_memory_limit_by_name() {
     let scene = Scene::running("crash", &["alpha", "beta"]);
@@ -96,6 +101,8 @@ fn a_crash_loop_is_reported_with_its_restarts_and_a_memory_limit_by_name() {
     assert_eq!(scene.shown("alpha")["current_status"], "started");
 }
 
+// Shows what README says under "On Kubernetes": "restart histories in annotations of the Deployments"; and under "What
+// a pass does": "counted over the connector's life, across refreshes".
 #[test]
 fn restarts_are_counted_on_when_a_pod_is_replaced_or_evicted() {
     let scene = Scene::running("total", &["alpha"]);
@@ -137,6 +144,7 @@ fn restarts_are_counted_on_when_a_pod_is_replaced_or_evicted() {
     scene.expect_quiet("nothing new");
 }
 
+// Shows what README says under "What a pass does": "the connector is also stopped and held".
 #[test]
 fn a_reboot_loop_is_held_when_told_so_until_it_is_stopped_and_started() {
     let scene = Scene::running("hold", &["alpha"]);
@@ -157,6 +165,7 @@ fn a_reboot_loop_is_held_when_told_so_until_it_is_stopped_and_started() {
     assert_eq!(line(&pass(0), "alpha")["skip"]["kind"], "running");
 }
 
+// Shows what README says under "On Kubernetes": "A scale is put right at once".
 #[test]
 fn what_was_scaled_by_hand_is_put_right() {
     let scene = Scene::running("byhand", &["alpha", "beta"]);
@@ -174,6 +183,8 @@ fn what_was_scaled_by_hand_is_put_right() {
     scene.expect_quiet("put right");
 }
 
+// Shows what README says under "On Kubernetes": "**What was changed by hand** is told in the report, and put right when
+// that connector changes next.".
 #[test]
 fn a_change_by_hand_is_reported_and_put_right_when_the_connector_changes_next() {
     let scene = Scene::new("drift");
@@ -229,6 +240,7 @@ fn a_change_by_hand_is_reported_and_put_right_when_the_connector_changes_next() 
     scene.expect_quiet("put right");
 }
 
+// Shows what README says under "On Kubernetes": "a Secret that was deleted as soon as a pod misses it".
 #[test]
 fn a_secret_that_somebody_deleted_is_made_again() {
     let scene = Scene::new("lost");

@@ -43,6 +43,8 @@ fn secret_writes(scene: &Scene) -> usize {
     scene.writes().iter().filter(|write| write.contains("/secrets/")).count()
 }
 
+// Shows what README says under "Tokens": "`chat_web_token` stands under that key in the Secret"; and under "What is
+// sent, and to whom": "when it changed, if `XTM__CHAT_WEB_TOKEN_SECRET` or `_FILE` is set".
 #[test]
 fn the_chat_token_is_in_a_secret_which_is_written_only_when_it_changes() {
     let scene = scene("chat");
@@ -78,6 +80,7 @@ fn the_chat_token_is_in_a_secret_which_is_written_only_when_it_changes() {
     assert!(secrets.iter().all(|secret| !lease.contains(secret.as_str())) && !lease.contains("chat-token"), "{lease}");
 }
 
+// Shows what README says under "Tokens": "They are cleared when XTM One has acknowledged the keys.".
 #[test]
 fn the_lease_knows_whose_keys_never_arrived_and_forgets_it_when_they_have() {
     let scene = scene("note");
@@ -101,6 +104,8 @@ fn the_lease_knows_whose_keys_never_arrived_and_forgets_it_when_they_have() {
     scene.expect_quiet("after it");
 }
 
+// Shows what README says under "Tokens": "Before the first token is made, the ids of its users are written to the
+// memory.".
 #[test]
 fn without_the_lease_no_token_is_made() {
     let scene = scene("lost");

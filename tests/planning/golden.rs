@@ -33,6 +33,8 @@ fn scenarios() -> BTreeMap<String, Scenario> {
     files("json").into_iter().map(parse).collect()
 }
 
+// Shows what README says under "What a pass does": "A single restart is forgiven once the new one has been up for as
+// long as the reboot-loop window.", "Whatever did not work is tried again in the next pass".
 #[test]
 fn every_scenario_gives_its_golden_plan() {
     let scenarios = scenarios();

@@ -69,6 +69,8 @@ impl Fleet {
     }
 }
 
+// Shows what README says under "What a pass does": "Once a list is plausible for them again, it removes what is still
+// missing and the guard is as before.".
 #[test]
 fn after_an_empty_list_a_plausible_one_removes_the_orphan_and_forgets_the_refusal() {
     let mut fleet = Fleet::of([1, 2, 3]);
@@ -80,6 +82,8 @@ fn after_an_empty_list_a_plausible_one_removes_the_orphan_and_forgets_the_refusa
     assert_eq!(fleet.memory, Memory::default());
 }
 
+// Shows what README says under "What a pass does": "It goes on refusing while more than half of the connectors that
+// were deployed then are missing".
 #[test]
 fn connectors_deployed_since_do_not_make_a_refused_removal_small_enough() {
     let mut fleet = Fleet::of(1..=4);
@@ -104,6 +108,8 @@ fn the_operators_word_ends_a_refusal() {
     assert_eq!(fleet.memory, Memory::default());
 }
 
+// Shows what README says under "What it leaves on a Docker engine": "It removes nothing beyond
+// `MANAGER__MAX_REMOVALS_PERCENT`, however few connectors there are".
 #[test]
 fn when_the_record_is_lost_more_than_the_share_waits_however_few_there_are() {
     let mut fleet = Fleet::of([1, 2]);
@@ -144,6 +150,8 @@ impl Model {
     }
 }
 
+// Shows what README says under "What a pass does": "It goes on refusing while more than half of the connectors that
+// were deployed then are missing", "Once a list is plausible for them again".
 #[test]
 fn over_any_sequence_of_lists_it_refuses_and_heals_as_the_design_says() {
     let list = prop_oneof![1 => Just(Ids::new()), 8 => prop::collection::btree_set(0..9_usize, 0..9)];

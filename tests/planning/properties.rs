@@ -70,6 +70,7 @@ fn the_order_of_the_input_does_not_matter() {
     });
 }
 
+// Shows what README says under "What a pass does": "**Foreign workloads are never touched**".
 #[test]
 fn steps_touch_only_workloads_of_their_own_connector_that_exist() {
     check(CASES, case(), |case| {
@@ -188,6 +189,8 @@ fn planning_again_after_the_plan_changes_nothing() {
 }
 
 /// Until a replacement has stayed up for the time of probation, what it replaced is there to go back to.
+// Shows what README says under "What a pass does": "So the old one is kept, stopped, under a name that ends in
+// `.xtm-former`".
 #[test]
 fn what_worked_is_given_away_only_for_something_that_has_stayed_up() {
     check(CASES, case(), |case| {
@@ -218,6 +221,7 @@ fn what_worked_is_given_away_only_for_something_that_has_stayed_up() {
 
 /// Whatever fails on probation, the next plans bring back what worked and never run two at once; after the last wait the
 /// new configuration is tried again.
+// Shows what README says under "What a pass does": "Whatever did not work is tried again in the next pass".
 #[test]
 fn what_fails_on_probation_is_rolled_back_and_waits() {
     check(CASES, (case(), 1..9_u64), |(case, restarts)| {
@@ -263,6 +267,7 @@ fn what_fails_on_probation_is_rolled_back_and_waits() {
     });
 }
 
+// Shows what README says under "What a pass does": "what runs of it keeps running, the others are served".
 #[test]
 fn what_runs_of_a_rejected_connector_keeps_running() {
     check(CASES, case(), |case| {
@@ -313,6 +318,8 @@ fn a_duplicate_that_works_is_not_removed_for_one_that_does_not() {
     });
 }
 
+// Shows what README says under "What a pass does": "A failed or partial list removes nothing.", "or a list that would
+// remove more than half of three or more".
 #[test]
 fn the_prune_guard_holds() {
     check(CASES, case(), |case| {

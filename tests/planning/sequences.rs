@@ -174,6 +174,7 @@ fn words(plan: &Plan) -> Vec<&'static str> {
     plan.steps().map(|(_, step)| step.word()).collect()
 }
 
+// Shows what README says under "What a pass does": "the connector is also stopped and held".
 #[test]
 fn a_held_connector_stays_stopped_and_nothing_is_written() {
     let mut story = Story::held();
@@ -256,6 +257,8 @@ fn a_workload_that_ends_by_itself_again_and_again_is_a_loop() {
 }
 
 /// What was held is down after many restarts, which the engine still counts.
+// Shows what README says under "What it leaves on a Docker engine": "where loops are stopped it holds what is down
+// after more restarts".
 #[test]
 fn a_hold_that_was_lost_with_the_record_is_taken_up_again_instead_of_starting_the_loop() {
     let mut story = Story::held();

@@ -161,6 +161,7 @@ fn run(passes: Vec<Pass>, rule: LoopRule) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+// Shows what README says under "What a pass does": "**Reboot loops**: more than 3 restarts within 300 seconds".
 #[test]
 fn it_keeps_the_three_conditions_over_any_history() {
     let rules = (prop_oneof![2 => Just(300_i64), 1 => 30..1000_i64], prop_oneof![2 => Just(3_u64), 1 => 0..6_u64]);

@@ -281,6 +281,8 @@ mod tests {
         Registration { version: version.to_owned(), key: key.to_owned(), name: name.to_owned() }
     }
 
+    // Shows what README says under "What a pass does": "or when the key, the name or the platform's version has
+    // changed".
     #[test]
     fn a_manager_registers_again_when_anything_that_it_depends_on_has_changed_and_else_not() {
         let known = |with: Option<&str>| Heartbeat::Known { registered_with: with.map(str::to_owned) };
@@ -304,6 +306,8 @@ mod tests {
         }
     }
 
+    // Shows what README says under "What a pass does": "So a key that is not known to be the registered one is tried on
+    // the listed values first".
     #[test]
     fn a_key_is_tried_when_it_would_replace_one_that_may_be_another_and_else_nothing_is_decrypted() {
         let known = || Heartbeat::Known { registered_with: None };

@@ -49,6 +49,8 @@ fn selected(variables: Variables, platforms: &[PlatformKind]) -> Result<Settings
         .map_err(|error| error.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
 }
 
+// Shows what README says under "Configuration": "`OPENCTI__ENABLE` and `OPENAEV__ENABLE` say which platforms a pass
+// serves".
 #[test]
 fn each_enabled_platform_has_a_lane_and_opencti_is_the_default() {
     assert_eq!(kinds(&loaded(&[], good())), [OpenCti]);
@@ -68,6 +70,8 @@ fn each_enabled_platform_has_a_lane_and_opencti_is_the_default() {
 }
 
 /// Every key of a lane has its effect under its own prefix, and none on the other lane.
+// Shows what README says under "Configuration": "Here `OPENAEV__DAEMON__*` has its own effect and nothing is taken from
+// `OPENCTI__*`".
 #[test]
 fn a_key_reaches_the_lane_of_its_own_prefix_alone() {
     let folder = tempfile::tempdir().unwrap();
@@ -193,6 +197,7 @@ fn openaev_enabled_and_nothing_else_names_every_missing_key_at_once() {
     }
 }
 
+// Shows what README says under "Configuration": "the values of the others are not checked".
 #[test]
 fn keys_of_a_platform_without_a_lane_are_not_looked_at() {
     let wrong = [
@@ -216,6 +221,7 @@ fn keys_of_a_platform_without_a_lane_are_not_looked_at() {
     }
 }
 
+// Shows what README says under "Commands": "only these platforms, which must be enabled".
 #[test]
 fn the_option_runs_only_the_lanes_that_it_names() {
     for (platforms, lanes) in [
@@ -247,6 +253,7 @@ fn the_option_runs_only_the_lanes_that_it_names() {
     expect_all(&outcome.stderr, &["openbas", "opencti", "openaev"], "an unknown platform");
 }
 
+// Shows what README says under "Configuration": "OpenAEV alone has a use for it. Tenant whose routes are used".
 #[test]
 fn tenant_and_take_over_are_openaevs_and_ignored_with_a_notice_elsewhere() {
     let platform = |more: &[(&str, &str)]| loaded(&[], with(both(), more)).lanes.remove(1).platform;
@@ -272,6 +279,8 @@ fn tenant_and_take_over_are_openaevs_and_ignored_with_a_notice_elsewhere() {
     assert!(settings.notices.iter().all(|notice| !notice.warning));
 }
 
+// Shows what README says under "Configuration": "a notice lists the options that OpenAEV's connectors would have had
+// from the daemon".
 #[test]
 fn options_that_the_daemon_took_from_opencti_for_both_are_told_of() {
     let registry = ("OPENCTI__DAEMON__REGISTRY__SERVER", "registry.example.org");
@@ -298,6 +307,7 @@ fn options_that_the_daemon_took_from_opencti_for_both_are_told_of() {
     }
 }
 
+// Shows what README says under "Configuration": "Default: `HTTPS_PROXY` of the process.".
 #[test]
 fn proxies_of_the_process_are_the_default_of_every_lane() {
     let process = [
@@ -327,6 +337,7 @@ fn proxies_of_the_process_are_the_default_of_every_lane() {
     assert!(!told.contains("OPENAEV__HTTPS_PROXY"), "{told}");
 }
 
+// Shows what README says under "Configuration": "are accepted and ignored".
 #[test]
 fn both_platforms_come_from_one_file_and_names_are_judged_under_both_prefixes() {
     let folder = tempfile::tempdir().unwrap();
@@ -361,6 +372,7 @@ fn both_platforms_come_from_one_file_and_names_are_judged_under_both_prefixes() 
     assert_eq!(lane(&loaded(&[yaml], environment), OpenAev).platform.endpoint.token.expose(), "of-the-environment");
 }
 
+// Shows what README says under "Configuration": "Each platform has the same keys under its own prefix.".
 #[test]
 fn a_key_of_a_lane_is_documented_once_for_both_prefixes() {
     for name in ["MANAGER__ID", "OPENCTI__URL", "openaev__url", "OPENAEV__DAEMON__KUBERNETES__CONTEXT", "KUBECONFIG"] {

@@ -9,6 +9,7 @@ use super::{TOKEN, Variables, docker, file, good, loaded, notices, problems, wit
 use crate::support::{KeyForm, TestKey};
 use crate::watch::expect_all;
 
+// Shows what README says under "Configuration": "A secret can be given as a file with `_FILE` appended to its name.".
 #[test]
 fn every_secret_can_come_from_a_file_and_not_from_two_places() {
     let folder = tempfile::tempdir().unwrap();
@@ -66,6 +67,7 @@ fn a_secret_given_where_a_path_belongs_is_not_shown() {
     }
 }
 
+// Shows what README says under "Configuration": "Wins over `MANAGER__CREDENTIALS_KEY`.".
 #[test]
 fn a_secret_that_everybody_may_read_is_a_warning_and_the_key_of_the_daemon_wins_over_the_inline_one() {
     let folder = tempfile::tempdir().unwrap();
@@ -133,6 +135,8 @@ openaev:
       stack: opencti-dev
 ";
 
+// Shows what README says under "xtm-reconcile": "It does the work of the XTM Composer daemon under the daemon's own
+// configuration keys"; and under "Commands": "later files win, the environment wins over all".
 #[test]
 fn the_daemons_file_is_read_as_it_is_and_the_environment_wins() {
     let folder = tempfile::tempdir().unwrap();
@@ -241,6 +245,7 @@ fn an_empty_variable_does_not_hide_what_a_file_says() {
     assert_eq!(told.lines().count(), 1, "{told}");
 }
 
+// Shows what README says under "Configuration": "Wins over `http_proxy`, unless it is empty".
 #[test]
 fn of_two_spellings_the_one_in_capitals_wins_whatever_their_order_unless_it_is_empty() {
     let proxied = [("OPENCTI__WITH_PROXY", "true")];

@@ -19,6 +19,8 @@ contexts: [{name: one, context: {cluster: c, user: u}}, {name: two, context: {cl
 current-context: one
 ";
 
+// Shows what README says under "On Kubernetes": "Which cluster: `KUBECONFIG`; else the service account of the pod it
+// runs in; else `~/.kube/config`."; and under "Configuration": "required where `~/.kube/config` alone does".
 #[test]
 fn a_cluster_comes_from_a_kubeconfig_the_pod_or_the_home_folder() {
     let folder = tempfile::tempdir().unwrap();
@@ -104,6 +106,8 @@ fn a_base_deployment_that_makes_none_and_other_faults_of_kubernetes_come_at_once
     assert_eq!(kubernetes.workload.pull_policy.unwrap().as_str(), "Always");
 }
 
+// Shows what README says under "Configuration": "Lists and maps: comma-separated or JSON.", "`always` counts as
+// `unless-stopped`".
 #[test]
 fn lists_and_maps_come_by_comma_json_and_index() {
     let ca = |name: &str| {

@@ -58,6 +58,7 @@ fn with_body(code: u16, body: &str) -> FaultKind {
     FaultKind::Status { code, retry_after: None, body: Some(body.to_owned()) }
 }
 
+// Shows what README says under "What a pass does": "A failed or partial list removes nothing.".
 #[test]
 fn a_list_that_cannot_be_used_ends_the_pass_says_what_to_do_and_touches_nothing() {
     let scene = with_work_waiting("list");
@@ -107,6 +108,8 @@ fn a_list_that_cannot_be_used_ends_the_pass_says_what_to_do_and_touches_nothing(
     expect_work_done(&scene);
 }
 
+// Shows what README says under "xtm-reconcile": "OpenAEV 2.1.0 and later"; and under "Exit codes": "the platform could
+// not be used: unreachable, refused the token or the registration, too old".
 #[test]
 fn a_version_or_a_heartbeat_that_cannot_be_had_ends_the_pass_before_anything_is_asked() {
     let scene = with_work_waiting("contact");
@@ -146,6 +149,8 @@ fn a_version_or_a_heartbeat_that_cannot_be_had_ends_the_pass_before_anything_is_
     expect_work_done(&scene);
 }
 
+// Shows what README says under "First use": "That of the OpenAEV token needs to read and manage the catalogue and to
+// read the platform settings.".
 #[test]
 fn each_capability_that_is_missing_is_named_with_its_cure() {
     let scene = with_work_waiting("capability");

@@ -103,6 +103,7 @@ fn bad_inputs(public_key: &str) -> Vec<BadInput> {
     cases
 }
 
+// Shows what README says under "What a pass does": "**One connector's fault stays its own.**".
 #[test]
 fn each_bad_input_rejects_its_own_instance_alone_and_what_runs_of_it_runs_on() {
     let scene = Aev::new("bad-inputs");
@@ -198,6 +199,7 @@ fn odd_values_that_are_no_mistake_arrive_as_they_come() {
     assert_eq!(report["counts"]["unchanged"], 3, "an order that means nothing changes nothing: {report:#}");
 }
 
+// Shows what README says under "What a pass does": "removes nothing and exits with 5, unless you say `--allow-prune`".
 #[test]
 fn a_list_that_is_empty_or_shrinks_too_much_removes_nothing_unless_told_to() {
     let scene = Aev::new("prune");

@@ -59,6 +59,8 @@ fn delivered_once(name: &str, lines: u32) -> (Aev, Container, Vec<String>) {
     (scene, container, log)
 }
 
+// Shows what README says under "What a pass does": "it gets what was written since the last delivery", "nothing when
+// there is nothing new".
 #[test]
 fn only_what_is_new_is_sent_in_order_as_one_text_and_without_anything_new_nothing() {
     let (scene, container, first) = delivered_once("log-new", 5);
@@ -79,6 +81,8 @@ fn only_what_is_new_is_sent_in_order_as_one_text_and_without_anything_new_nothin
     assert_eq!(rows[0], first.join("\n"));
 }
 
+// Shows what README says under "What a pass does": "More than ten times `MANAGER__LOGS_TAIL` new lines between two
+// passes are cut to the newest.".
 #[test]
 fn a_first_delivery_has_the_last_lines_and_a_later_one_at_most_ten_times_as_many() {
     let scene = Aev::new("log-tail");
@@ -97,6 +101,8 @@ fn a_first_delivery_has_the_last_lines_and_a_later_one_at_most_ten_times_as_many
     assert_eq!(delivered(&scene, "id-a"), [[""; 0]; 0]);
 }
 
+// Shows what README says under "What a pass does": "The last lines of a container that is replaced are sent with the
+// first ones of the new one.".
 #[test]
 fn a_replaced_container_loses_no_line_and_repeats_none_its_last_words_included() {
     let (scene, old, _) = delivered_once("log-refresh", 4);
@@ -268,6 +274,7 @@ fn forge(scene: &Aev, cursor: &Value) {
     scene.engine.post(&path, &body).expect_success("the forged record");
 }
 
+// Shows what README says under "What a pass does": "each pass writes how far it got: a record on Docker".
 #[test]
 fn a_cursor_that_cannot_be_true_repeats_the_last_lines_once_at_most_and_then_goes_on() {
     let (scene, container, mut all) = delivered_once("log-cursor", 4);
@@ -325,6 +332,8 @@ fn a_cursor_that_cannot_be_true_repeats_the_last_lines_once_at_most_and_then_goe
     assert_eq!(delivered(&scene, "id-a"), [grown[all.len()..].to_vec()]);
 }
 
+// Shows what README says under "What a pass does": "in the connector logs that are pushed the values of the workload's
+// sensitive variables are masked".
 #[test]
 fn logs_hold_no_secret_not_even_the_last_words_of_a_container_with_the_former_one() {
     let scene = Aev::new("log-masked");
@@ -360,6 +369,7 @@ fn logs_hold_no_secret_not_even_the_last_words_of_a_container_with_the_former_on
     assert!(scene.of("id-null").logs.join("\n").contains("MY_TOKEN=null"), "null is no secret");
 }
 
+// Shows what README says under "What a pass does": "and so does one that gets no answer to a delivery".
 #[test]
 fn logs_whose_answer_is_lost_are_not_sent_twice_by_one_pass_and_what_did_not_arrive_comes_with_the_next() {
     let scene = Aev::new("log-lost");

@@ -24,6 +24,7 @@ fn composer(scene: &Aev) -> Option<Composer> {
     scene.platform.read(|state| state.openaev.composer.clone())
 }
 
+// Shows what README says under "What a pass does": "**Register** when the platform does not know this manager".
 #[test]
 fn it_registers_when_something_changed_and_only_then() {
     let scene = Aev::new("register");
@@ -97,6 +98,8 @@ fn a_secret_that_the_platform_encrypts_for_the_former_key_rejects_its_instance_a
     }
 }
 
+// Shows what README says under "What a pass does": "a composer that it does not know is registered before its key can
+// be tried", "Should that open nothing, this pass and later ones end with 3".
 #[test]
 fn a_key_that_opens_nothing_is_not_registered_and_one_that_had_to_be_is_refused_in_every_later_pass() {
     let scene = Aev::new("wrong-key");
@@ -140,6 +143,8 @@ fn a_key_that_opens_nothing_is_not_registered_and_one_that_had_to_be_is_refused_
     }
 }
 
+// Shows what README says under "Coming from the daemon": "a pass that finds the place taken by another composer stops
+// there and says so".
 #[test]
 fn the_place_of_another_composer_is_not_taken_unless_told_to() {
     for generation in [Generation::Recent, Generation::Earlier] {
@@ -200,6 +205,8 @@ fn a_place_that_nobody_uses_any_more_goes_to_a_manager_that_never_had_one() {
     }
 }
 
+// Shows what README says under "Coming from the daemon": "after a restored backup `OPENAEV__TAKE_OVER=true` is needed
+// once".
 #[test]
 fn a_place_that_the_platform_lost_is_taken_back_where_it_tells_that_nobody_has_it() {
     let scene = Aev::new("lost-place");
@@ -324,6 +331,7 @@ fn without_a_write(scene: &Aev, what: &str, program: impl FnOnce(Binary) -> Bina
     outcome
 }
 
+// Shows what README says under "Commands": "so that there is no plan before the first pass".
 #[test]
 fn a_plan_says_that_it_needs_a_registration_first_and_then_shows_what_a_pass_will_do() {
     for generation in [Generation::Recent, Generation::Earlier] {
@@ -352,6 +360,7 @@ fn a_plan_says_that_it_needs_a_registration_first_and_then_shows_what_a_pass_wil
     }
 }
 
+// Shows what README says under "xtm-reconcile": "OpenAEV 2.1.0 and later".
 #[test]
 fn a_check_is_green_when_a_pass_can_work_and_red_for_each_capability_that_it_can_see() {
     let scene = Aev::new("check");

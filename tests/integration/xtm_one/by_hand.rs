@@ -22,6 +22,8 @@ fn keys(scene: &Scene) -> Vec<String> {
         .read(|state| state.xtm_one.platforms["opencti"].users.values().map(|user| user.api_key.clone()).collect())
 }
 
+// Shows what README says under "Commands": "each with `--dry-run`"; and under "Tokens": "another token for one user, or
+// for all without --user".
 #[test]
 fn a_rotation_replaces_every_token_or_that_of_one_user() {
     let scene = scene("rotate");
@@ -45,6 +47,7 @@ fn a_rotation_replaces_every_token_or_that_of_one_user() {
     expect_all(&errors(&outcome), &["who@example.org", "XTM__USERS_INCLUDE"], "an unknown user");
 }
 
+// Shows what README says under "Tokens": "for 500 users at a time".
 #[test]
 fn a_rotation_of_many_goes_in_parts_and_one_that_is_killed_leaves_nobody_without_a_key() {
     let scene = scene("rotate-many");
@@ -83,6 +86,7 @@ fn a_rotation_whose_first_answer_was_lost_and_whose_second_is_a_refusal_is_mende
     scene.all_is_well(0..2, "XTM One had taken the keys that were then revoked");
 }
 
+// Shows what README says under "Tokens": "**Replaced tokens** are noted until they are revoked".
 #[test]
 fn a_replaced_token_that_cannot_be_revoked_is_revoked_by_the_next_pass_and_costs_no_key() {
     let scene = scene("rotate-replaced");
@@ -98,6 +102,8 @@ fn a_replaced_token_that_cannot_be_revoked_is_revoked_by_the_next_pass_and_costs
     scene.all_is_well(0..2, "the next pass");
 }
 
+// Shows what README says under "Tokens": "A rotation makes new tokens, tells XTM One, and revokes the former ones only
+// then".
 #[test]
 fn a_rotation_that_xtm_one_does_not_take_keeps_the_keys_that_work() {
     let scene = scene("rotate-refused");
@@ -116,6 +122,7 @@ fn a_rotation_that_xtm_one_does_not_take_keeps_the_keys_that_work() {
     scene.all_is_well(0..2, "lost");
 }
 
+// Shows what README says under "What an attacker gains": "`xtm-one revoke --all` ends the first".
 #[test]
 fn everything_can_be_taken_back_even_when_the_registration_is_not_active_any_more() {
     let scene = scene("revoke");
@@ -153,6 +160,7 @@ fn a_revocation_that_fails_in_part_names_it_and_can_be_repeated() {
     assert!(scene.holders().is_empty());
 }
 
+// Shows what README says under "Tokens": "who has a token, who waits, what is remembered".
 #[test]
 fn status_says_how_things_stand_and_changes_nothing() {
     let scene = scene("status");

@@ -21,6 +21,8 @@ fn register_at_once(scene: &Scene, code: u8) -> Value {
     scene.register_with(&settings, code)
 }
 
+// Shows what README says under "Tokens": "When the registration fails, the tokens of that pass are revoked."; and under
+// "What an attacker gains": "redirects are not followed".
 #[test]
 fn a_registration_that_finally_fails_leaves_no_token_and_the_next_that_succeeds_makes_others() {
     let status = |code: u16, body: &str| FaultKind::Status { code, retry_after: None, body: Some(body.to_owned()) };
@@ -83,6 +85,8 @@ fn what_passes_by_itself_is_tried_again_in_the_same_pass() {
     }
 }
 
+// Shows what README says under "XTM One": "After a failed registration later passes hold off for 5, 10, 20 and 40
+// minutes", "other settings are tried at once, and so is a rotation".
 #[test]
 fn passes_that_fail_hold_off_longer_each_time() {
     let scene = scene("holds-off");
@@ -108,6 +112,7 @@ fn passes_that_fail_hold_off_longer_each_time() {
     assert!((120..122).contains(&until(&outcome)), "as long as XTM One asks for: {outcome:#}");
 }
 
+// Shows what README says under "Tokens": "A token whose answer was lost is looked for, revoked and made again.".
 #[test]
 fn a_token_whose_answer_was_lost_is_looked_for_and_never_made_twice() {
     for kind in
@@ -206,6 +211,8 @@ fn tokens_that_cannot_be_revoked_after_a_failure_are_revoked_by_the_next_pass() 
     scene.all_is_well(0..3, "the next pass");
 }
 
+// Shows what README says under "Tokens": "Before the first token is made, the ids of its users are written to the
+// memory.".
 #[test]
 fn without_the_note_no_token_is_made() {
     let scene = scene("unnoted");
@@ -248,6 +255,7 @@ fn a_pass_that_is_told_to_end_makes_no_more_tokens_and_the_next_one_goes_on() {
     scene.all_is_well(0..60, "the next pass");
 }
 
+// Shows what README says under "Tokens": "These commands take the lock of a pass, so they end with 6 while one runs.".
 #[test]
 fn two_passes_at_once_make_no_token_twice() {
     let scene = scene("at-once");

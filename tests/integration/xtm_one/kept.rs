@@ -9,6 +9,8 @@ use super::scene;
 use crate::moves::set;
 use crate::support::told::expect_all;
 
+// Shows what README says under "What is sent, and to whom": "when it changed, if `XTM__CHAT_WEB_TOKEN_SECRET` or
+// `_FILE` is set"; and under "Tokens": "The file is replaced as a whole, for its owner alone.".
 #[test]
 fn the_chat_token_is_kept_in_a_private_file_and_written_only_when_it_changes() {
     let scene = scene("chat-file");
@@ -67,6 +69,7 @@ fn a_chat_token_that_nobody_keeps_is_mentioned_once_for_each_change() {
     assert_eq!([mentioned(), mentioned()], [true, false]);
 }
 
+// Shows what README says under "What is sent, and to whom": "the licence (`XTM__LICENSE_PEM`)".
 #[test]
 fn the_licence_is_checked_before_it_is_sent() {
     let scene = scene("licence");

@@ -43,6 +43,8 @@ fn killed_at_every_request(
     }
 }
 
+// Shows what README says under "Tokens": "When the pass was killed, the next one revokes the tokens of the noted users
+// and makes others.".
 #[test]
 fn a_first_registration_can_be_killed_at_every_request_to_either_side() {
     killed_at_every_request(
@@ -95,6 +97,8 @@ fn a_failing_registration_can_be_killed_at_every_request_to_either_side() {
     );
 }
 
+// Shows what README says under "Tokens": "When the pass was killed, the next one revokes the tokens of the noted users
+// and makes others.".
 #[test]
 fn a_registration_can_be_killed_at_every_write_to_the_engine() {
     for fault in [EngineFault::KillBefore, EngineFault::KillAfter] {

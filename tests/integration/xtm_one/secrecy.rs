@@ -12,6 +12,8 @@ use crate::support::Outcome;
 const ADMIN_KEY: &str = "an-administrators-key-4711";
 const CHAT_TOKEN: &str = "chat-token-0815-0815";
 
+// Shows what README says under "What a pass does": "logs, reports and errors never show one"; and under "What an
+// attacker gains": "and fingerprints; no key".
 #[test]
 fn no_token_or_key_is_in_any_output_container_record_or_file() {
     let scene = scene("secrecy");
@@ -81,6 +83,7 @@ fn no_token_or_key_is_in_any_output_container_record_or_file() {
     assert!(said.contains("[masked]"), "XTM One's words are shown, without what they quote");
 }
 
+// Shows what README says under "What an attacker gains": "The process makes no core dump".
 #[test]
 fn the_process_cannot_be_dumped() {
     let scene = scene("undumpable");

@@ -7,6 +7,8 @@ use super::{ADD, address, errors, scene};
 use crate::moves::SOON;
 use crate::support::told::expect_all;
 
+// Shows what README says under "What is sent, and to whom": "the key once, later an empty one"; and under "Tokens":
+// "without an end of validity".
 #[test]
 fn every_user_gets_one_token_and_its_key_is_sent_once() {
     let scene = scene("users-once");
@@ -32,6 +34,8 @@ fn every_user_gets_one_token_and_its_key_is_sent_once() {
     });
 }
 
+// Shows what README says under "What is sent, and to whom": "A pass makes at most `XTM__MAX_NEW_TOKENS` tokens and says
+// how many users wait for theirs.".
 #[test]
 fn five_thousand_users_take_their_turns_over_many_pages() {
     let scene = scene("users-5000");
@@ -55,6 +59,8 @@ fn five_thousand_users_take_their_turns_over_many_pages() {
     assert!(with <= without + 5000 / 500 + 3, "{with} calls, {without} without XTM One");
 }
 
+// Shows what README says under "What is sent, and to whom": "Users without an address, service accounts, addresses that
+// end in `.invalid` and users who may not log in are left out.".
 #[test]
 fn rules_decide_who_gets_a_key_and_the_report_says_why_not() {
     let scene = scene("users-rules");
@@ -112,6 +118,7 @@ fn users_who_come_and_go_between_pages_neither_repeat_nor_hide_others() {
     assert!(scene.platform.read(State::xtm_one_dead_keys).is_empty());
 }
 
+// Shows what README says under "Tokens": "**A user whose token cannot be made** is named, and the others are served.".
 #[test]
 fn a_user_whose_token_cannot_be_made_is_named_and_the_others_are_served() {
     let scene = scene("users-refused");
@@ -130,6 +137,7 @@ fn a_user_whose_token_cannot_be_made_is_named_and_the_others_are_served() {
     scene.all_is_well(0..3, "the next pass");
 }
 
+// Shows what README says under "Tokens": "When the users cannot be listed, the platform is registered without them.".
 #[test]
 fn users_that_cannot_be_listed_leave_the_platform_registered_without_them() {
     let scene = scene("users-unlisted");
@@ -145,6 +153,8 @@ fn users_that_cannot_be_listed_leave_the_platform_registered_without_them() {
     scene.all_is_well(0..2, "later");
 }
 
+// Shows what README says under "What is sent, and to whom": "OpenCTI versions without `api_tokens` are registered
+// without users.".
 #[test]
 fn a_platform_without_named_tokens_is_registered_without_users_and_that_is_said_once() {
     let scene = scene("users-older");

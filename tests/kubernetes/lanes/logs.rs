@@ -2,6 +2,7 @@
 
 use super::*;
 
+// Shows what README says under "What a pass does": "it gets what was written since the last delivery".
 #[test]
 fn a_log_of_openaev_is_delivered_once_and_in_order_whatever_is_rotated_away() {
     let (scene, pod) = Scene::with_instance("applog");
@@ -126,6 +127,7 @@ fn of_a_run_that_crashed_in_between_what_was_not_delivered_comes_first_and_once(
     assert_eq!(scene.logs_sent(), ["i"]);
 }
 
+// Shows what README says under "What a pass does": "an annotation of the Deployment on Kubernetes".
 #[test]
 fn a_cursor_in_the_future_or_of_garbage_begins_anew_and_says_so() {
     let (scene, pod) = Scene::with_instance("cursor");
@@ -165,6 +167,8 @@ fn a_cursor_in_the_future_or_of_garbage_begins_anew_and_says_so() {
     assert_eq!(with_tail().1, ["four"]);
 }
 
+// Shows what README says under "What a pass does": "The last lines of a container that is replaced are sent with the
+// first ones of the new one.".
 #[test]
 fn what_a_workload_wrote_before_it_is_changed_is_delivered_once() {
     let (scene, pod) = Scene::with_instance("changed");
