@@ -7,6 +7,7 @@ mod error;
 mod graphql;
 mod openaev;
 mod opencti;
+mod resolver;
 mod rest;
 pub(crate) mod retry;
 pub(crate) mod transport;

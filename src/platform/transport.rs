@@ -9,8 +9,10 @@ use ureq::RequestBuilder;
 use ureq::http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use ureq::http::{HeaderMap, HeaderName, Response};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::unversioned::transport::DefaultConnector;
 use zeroize::Zeroizing;
 
+use super::resolver::BelievingResolver;
 use crate::holder;
 use crate::model::Cure;
 use crate::secret::Secret;
@@ -175,8 +177,8 @@ impl Transport {
             .proxy(proxy(settings))
             .max_idle_connections(concurrency)
             .max_idle_connections_per_host(concurrency)
-            .build()
-            .new_agent();
+            .build();
+        let agent = ureq::Agent::with_parts(agent, DefaultConnector::default(), BelievingResolver::default());
         let authorization = Secret::new(format!("Bearer {}", settings.token.expose()));
         Self { agent, url: settings.url.clone(), authorization }
     }

@@ -7,7 +7,8 @@ use xtm_reconcile::exit;
 
 use crate::moves::{complaints, set, with_proxy_ca};
 use crate::scene::Scene;
-use crate::support::{ApiTap, Binary, Engine, Registry, StubEngine, unique};
+use crate::support::tap::Request;
+use crate::support::{ApiTap, Binary, Engine, Fault, Registry, StubEngine, unique};
 
 /// The newest API version that the program speaks.
 const NEWEST: (u16, u16) = (1, 51);
@@ -142,4 +143,37 @@ fn an_engine_that_shares_no_version_is_refused_with_its_own_and_with_what_to_do(
         let said = complaints(&on(&scene, &stub.docker_host()).run().lane());
         assert!(said.contains("API versions") && said.contains(&stub.docker_host()), "{said}");
     }
+}
+
+// Shows what README says under "xtm-reconcile": "Reads share connections to the engine", "whatever changes something has a
+// connection of its own".
+#[test]
+fn reads_share_connections_and_whatever_changes_something_has_one_of_its_own() {
+    let scene = Scene::new("connections");
+    let tap = ApiTap::new(scene.engine);
+    everything(&scene, scene.engine, &tap);
+    tap.clear();
+    scene.tapped(&tap).run().expect_code(exit::OK.into());
+    let requests = tap.requests();
+    let (writes, reads): (Vec<_>, Vec<_>) = requests.iter().partition(|request| request.is_write());
+    let connections = |of: &[&Request]| of.iter().map(|request| request.connection).collect::<BTreeSet<_>>();
+    let (for_writes, for_reads) = (connections(&writes), connections(&reads));
+    assert_eq!(for_writes.len(), writes.len(), "each write came alone: {writes:#?}");
+    assert!(for_writes.is_disjoint(&for_reads), "{requests:#?}");
+    assert!(for_reads.len() < reads.len(), "{} connections for {} reads", for_reads.len(), reads.len());
+}
+
+// Shows what README says under "xtm-reconcile": "Reads share connections to the engine, and one that fails is made once more".
+#[test]
+fn an_engine_that_closes_each_connection_after_its_answer_is_read_all_the_same() {
+    let scene = Scene::new("closes");
+    let tap = ApiTap::new(scene.engine);
+    tap.close_after_each_answer();
+    everything(&scene, scene.engine, &tap);
+    for _ in 0..10 {
+        scene.tapped(&tap).run().expect_code(exit::OK.into());
+    }
+    tap.inject("GET /containers/*/json", 1, Fault::Drop);
+    scene.tapped(&tap).run().expect_code(exit::OK.into());
+    assert_eq!(tap.faults(), 1, "the read failed once");
 }

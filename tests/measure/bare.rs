@@ -3,7 +3,7 @@
 //! inspected and sends health and logs. Each stream works on as many connectors at a time as a pass does.
 
 use std::collections::BTreeMap;
-use std::io::{BufReader, Read as _, Write as _};
+use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,6 @@ use std::time::{Duration, Instant};
 
 use crate::recorder::{Recorded, To};
 use crate::support::http::{self, Copy};
-
-/// Room for an answer of the engine, of which nothing is kept.
-const ROOM: usize = 64 * 1024;
 
 /// The requests of one pass, in the order in which the client makes them.
 pub(crate) struct Bare {
@@ -95,8 +92,8 @@ impl Bare {
     /// Makes all requests. Gives how long that took.
     pub(crate) fn run(&self) -> Duration {
         let begun = Instant::now();
-        let mut platform = None;
-        self.before.iter().for_each(|request| self.send(request, &mut platform));
+        let (mut engine, mut platform) = (None, None);
+        self.before.iter().for_each(|request| self.send(request, &mut engine, &mut platform));
         let (next, published) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let (inspected, waiting) = mpsc::channel();
         let waiting = Mutex::new(waiting);
@@ -104,8 +101,9 @@ impl Bare {
             for _ in 0..self.concurrency {
                 let (inspected, next) = (inspected.clone(), &next);
                 scope.spawn(move || {
+                    let mut engine = None;
                     while let Some(request) = self.inspections.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        self.ask_engine(request);
+                        self.ask_engine(request, &mut engine);
                         let _ = inspected.send(());
                     }
                 });
@@ -113,52 +111,56 @@ impl Bare {
             drop(inspected);
             for _ in 0..self.concurrency {
                 scope.spawn(|| {
-                    let mut platform = None;
+                    let (mut engine, mut platform) = (None, None);
                     let ready = || waiting.lock().expect("nobody panicked").recv();
                     while ready().is_ok() {
                         let one = &self.publications[published.fetch_add(1, Ordering::Relaxed)];
-                        self.ask_engine(&one.log);
+                        self.ask_engine(&one.log, &mut engine);
                         self.ask_platform(&one.health, &mut platform);
                         self.ask_platform(&one.logs, &mut platform);
                     }
                 });
             }
         });
-        self.after.iter().for_each(|request| self.send(request, &mut platform));
+        self.after.iter().for_each(|request| self.send(request, &mut engine, &mut platform));
         begun.elapsed()
     }
 
-    fn send(&self, request: &Recorded, platform: &mut Option<BufReader<TcpStream>>) {
+    fn send(&self, request: &Recorded, engine: &mut Kept<UnixStream>, platform: &mut Kept<TcpStream>) {
         match request.to {
-            To::Engine => self.ask_engine(request),
+            To::Engine => self.ask_engine(request, engine),
             To::Platform => self.ask_platform(request, platform),
         }
     }
 
-    /// Asks the engine on a connection of its own, as the pass does.
-    fn ask_engine(&self, request: &Recorded) {
-        let mut connection = UnixStream::connect(&self.engine).expect("the engine can be reached");
-        connection.write_all(&request.raw).expect("the engine takes the request");
-        let mut room = vec![0; ROOM];
-        let mut read = connection.read(&mut room).expect("the engine answers");
-        assert!(room.starts_with(b"HTTP/1.1 2"), "{}: {}", request.target, String::from_utf8_lossy(&room[..read]));
-        while read > 0 {
-            read = connection.read(&mut room).expect("the whole answer");
-        }
+    /// Asks the engine on a connection that stays open for reads. As in a pass, everything else has one of its own.
+    fn ask_engine(&self, request: &Recorded, kept: &mut Kept<UnixStream>) {
+        let connect = || UnixStream::connect(&self.engine).expect("the engine can be reached");
+        let mut own = None;
+        let connection = if request.method == "GET" { kept } else { &mut own };
+        exchange(request, connection.get_or_insert_with(|| BufReader::new(connect())));
     }
 
     /// Asks the platform on a connection that stays open.
-    fn ask_platform(&self, request: &Recorded, connection: &mut Option<BufReader<TcpStream>>) {
-        let connection = connection.get_or_insert_with(|| {
+    fn ask_platform(&self, request: &Recorded, kept: &mut Kept<TcpStream>) {
+        let connection = kept.get_or_insert_with(|| {
             let stream = TcpStream::connect(&self.platform).expect("the platform can be reached");
             stream.set_nodelay(true).expect("a connected stream");
             BufReader::new(stream)
         });
-        connection.get_mut().write_all(&request.raw).expect("the platform takes the request");
-        let answer = http::read_response(connection, &request.method).expect("the platform answers");
-        assert_eq!(answer.status, 200, "{}", request.target);
-        http::copy_body(connection, answer.framing, Copy::Content, &mut |_| Ok(())).expect("the whole answer");
+        exchange(request, connection);
     }
+}
+
+/// A connection that stays open after its first use.
+type Kept<S> = Option<BufReader<S>>;
+
+/// Sends the request and reads the whole answer, of which nothing is kept.
+fn exchange<S: Read + Write>(request: &Recorded, connection: &mut BufReader<S>) {
+    connection.get_mut().write_all(&request.raw).expect("the request is taken");
+    let answer = http::read_response(connection, &request.method).expect("an answer");
+    assert!((200..300).contains(&answer.status), "{}: {}", request.target, answer.status);
+    http::copy_body(connection, answer.framing, Copy::Content, &mut |_| Ok(())).expect("the whole answer");
 }
 
 /// The id of the container that a path like `/v1.41/containers/ID/json` is about.
@@ -177,12 +179,5 @@ impl Recorded {
         self.target = self.target.replace(what, by);
         let text = String::from_utf8(std::mem::take(&mut self.raw)).expect("a request in UTF-8");
         self.raw = text.replace(what, by).into_bytes();
-    }
-
-    /// Has the other side close the connection after its answer, which then ends with it.
-    pub(crate) fn closing(mut self) -> Self {
-        let at = self.raw.windows(2).position(|part| part == b"\r\n").expect("a request has a first line");
-        self.raw.splice(at..at, b"\r\nConnection: close".iter().copied());
-        self
     }
 }

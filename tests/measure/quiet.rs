@@ -2,7 +2,7 @@
 
 use crate::bare::Bare;
 use crate::lanes::Fleet;
-use crate::recorder::{Recorder, To};
+use crate::recorder::Recorder;
 use crate::scene::{CONCURRENCY, Scene};
 use crate::table::{Limit, Row, median};
 
@@ -57,7 +57,5 @@ fn bare(scene: &Scene, fleet: &Fleet) -> Bare {
         }
     }
     program.run();
-    let recorded = recorder.take().into_iter();
-    let closing = recorded.map(|one| if one.to == To::Engine { one.closing() } else { one });
-    Bare::new(scene.socket(), address, CONCURRENCY, closing.collect(), fleet.connectors)
+    Bare::new(scene.socket(), address, CONCURRENCY, recorder.take(), fleet.connectors)
 }

@@ -13,10 +13,13 @@ use std::time::Duration;
 use bollard::errors::Error as EngineError;
 use bollard::models::SystemVersion;
 use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker as Engine};
+use bytes::Bytes;
 use http::Uri;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::client::legacy::connect::{Connect, HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyperlocal::UnixConnector;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
@@ -27,6 +30,8 @@ use crate::orchestrator::OrchestratorError;
 
 /// Longest wait for the engine's first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a connection without a request is kept. Whatever stands before an engine closes them later than that.
+const KEPT_IDLE: Duration = Duration::from_secs(1);
 /// The oldest version that has everything that is used here. Docker 20.10 speaks it.
 const OLDEST: ApiVersion = ApiVersion { major: 1, minor: 41 };
 /// The newest version that the tests have seen a real engine speak, which is Docker 28. Newer engines speak it as well.
@@ -121,33 +126,58 @@ fn without_version(path: &str) -> &str {
 }
 
 fn client(endpoint: &Endpoint) -> Result<Engine, OrchestratorError> {
-    // The library wants a version as well. `with_version` replaces it, should the library come to use it.
-    let (timeout, version) = (ENGINE_TIMEOUT_S, API_DEFAULT_VERSION);
+    let unusable = |why: String, cure| OrchestratorError::Unreachable { place: place(endpoint), why, cure };
     let made = match endpoint {
-        Endpoint::Unix(path) => Engine::connect_with_unix(path, timeout, version),
-        Endpoint::Tcp(address, None) => Engine::connect_with_http(&format!("tcp://{address}"), timeout, version),
+        Endpoint::Unix(path) if !Path::new(path).exists() => Err(EngineError::SocketNotFoundError(path.clone())),
+        Endpoint::Unix(path) => over(UnixConnector, &Uri::from(hyperlocal::Uri::new(path, "")).to_string()),
+        Endpoint::Tcp(address, None) => over(HttpConnector::new(), &format!("http://{address}")),
         Endpoint::Tcp(address, Some(files)) => {
-            let tls = tls(files).map_err(|why| OrchestratorError::Unreachable {
-                place: place(endpoint),
-                why,
-                cure: CERTIFICATES,
-            })?;
+            let tls = tls(files).map_err(|why| unusable(why, CERTIFICATES))?;
             let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().build();
-            // As the library does for its own connections: none is kept, because a request on one that the engine closes
-            // at that moment would fail.
-            let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
-            let send = move |request: BollardRequest| {
-                let answer = client.request(request);
-                async move { answer.await.map_err(EngineError::from) }
-            };
-            Engine::connect_with_custom_transport(send, Some(format!("https://{address}")), timeout, version)
+            over(connector, &format!("https://{address}"))
         }
     };
-    made.map_err(|error| OrchestratorError::Unreachable {
-        place: place(endpoint),
-        why: words(&error),
-        cure: UNREACHABLE,
-    })
+    made.map_err(|error| unusable(words(&error), UNREACHABLE))
+}
+
+/// Sends requests over this connector.
+///
+/// Reads share connections that are kept from one to the next, because making a connection costs this program and the engine
+/// about a tenth of what a read costs. A read that fails may have met a connection that was being closed, so it is made once
+/// more. Whatever changes something has a connection of its own, because nobody would know whether it was carried out.
+fn over<C>(connector: C, base: &str) -> Result<Engine, EngineError>
+where
+    C: Connect + Clone + Send + Sync + 'static,
+{
+    let kept = Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(KEPT_IDLE)
+        .build(connector.clone());
+    let own = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
+    let send = move |request: BollardRequest| {
+        let (kept, own) = (kept.clone(), own.clone());
+        async move {
+            if !request.method().is_safe() {
+                return Ok(own.request(request).await?);
+            }
+            let again = without_body(&request);
+            match kept.request(request).await {
+                Err(error) if !error.is_connect() => Ok(own.request(again).await?),
+                answer => Ok(answer?),
+            }
+        }
+    };
+    // The library wants a version as well. `with_version` replaces it, should the library come to use it.
+    Engine::connect_with_custom_transport(send, Some(base), ENGINE_TIMEOUT_S, API_DEFAULT_VERSION)
+}
+
+/// The same request without its body, of which a read has none.
+fn without_body(request: &BollardRequest) -> BollardRequest {
+    let mut copy = BollardRequest::new(bollard::body_full(Bytes::new()));
+    request.method().clone_into(copy.method_mut());
+    request.uri().clone_into(copy.uri_mut());
+    request.headers().clone_into(copy.headers_mut());
+    copy
 }
 
 /// Trusts the CAs of `ca.pem` and no others. The client library would trust those of the machine as well, so that

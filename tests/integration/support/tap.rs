@@ -28,13 +28,15 @@ pub(crate) struct Request {
     pub(crate) query: String,
     /// The process that sent it.
     pub(crate) pid: i32,
+    /// Counts the connections to the tap. Requests with the same number came on the same one.
+    pub(crate) connection: usize,
 }
 
 impl Request {
-    fn new(head: &RequestHead, pid: i32) -> Self {
+    fn new(head: &RequestHead, pid: i32, connection: usize) -> Self {
         let (path, query) = head.target.split_once('?').unwrap_or((&head.target, ""));
         let (target, query) = (head.target.clone(), query.to_owned());
-        Self { method: head.method.clone(), target, path: without_version(path).to_owned(), query, pid }
+        Self { method: head.method.clone(), target, path: without_version(path).to_owned(), query, pid, connection }
     }
 
     /// Whether it changes the engine's state.
@@ -126,6 +128,8 @@ struct State {
     faults: usize,
     hangs: bool,
     turns: Option<Arc<Turns>>,
+    connections: usize,
+    closes: bool,
 }
 
 /// The proxy. Several clients may use it at once; its counts run over all of them.
@@ -215,6 +219,11 @@ impl ApiTap {
     /// Lets the requests through one at a time, in the order that `turns` draws.
     pub(crate) fn take_turns(&self, turns: &Arc<Turns>) {
         lock(&self.state).turns = Some(Arc::clone(turns));
+    }
+
+    /// Closes each connection after its first answer, without saying so in that answer.
+    pub(crate) fn close_after_each_answer(&self) {
+        lock(&self.state).closes = true;
     }
 
     /// How many faults have happened: none means that the nth request never came.
@@ -335,13 +344,18 @@ fn note(state: &Mutex<State>, request: &Request) -> Option<Action> {
 fn serve(client: &UnixStream, engine: &Path, state: &Mutex<State>) {
     let Ok(pid) = process::peer(client) else { return };
     let Ok(upstream) = UnixStream::connect(engine) else { return };
+    let number = {
+        let mut state = lock(state);
+        state.connections += 1;
+        state.connections
+    };
     let served = Connection::new(client, &upstream).and_then(|mut connection| {
         while let Some(head) = http::read_request(&mut connection.from_client)? {
-            let request = Request::new(&head, pid);
+            let request = Request::new(&head, pid, number);
             let action = note(state, &request);
             let turns = lock(state).turns.clone();
             let _turn = turns.as_ref().map(|turns| turns.wait());
-            if !connection.exchange(&head, &request, action)? {
+            if !connection.exchange(&head, &request, action)? || lock(state).closes {
                 break;
             }
         }
