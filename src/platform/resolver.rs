@@ -21,8 +21,11 @@ const BELIEVED: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(crate) struct BelievingResolver {
     resolver: DefaultResolver,
-    answers: Mutex<HashMap<(Option<Scheme>, Option<Authority>), (Instant, ResolvedSocketAddrs)>>,
+    /// When each server was asked for, and what the answer was.
+    answers: Mutex<HashMap<Server, (Instant, ResolvedSocketAddrs)>>,
 }
+
+type Server = (Option<Scheme>, Option<Authority>);
 
 impl Resolver for BelievingResolver {
     fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
