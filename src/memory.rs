@@ -343,6 +343,22 @@ mod tests {
         assert_eq!(second.connectors[&id("a")].held, Some(hash("aaaa")), "the rest is as it was");
     }
 
+    // Shows what README says under "What a pass does": "Whatever did not work is tried again in the next pass, then after
+    // 5 minutes, 10, up to an hour".
+    #[test]
+    fn attempts_become_rarer_up_to_one_an_hour() {
+        let (mut memory, mut waits) = (recalled(), vec![]);
+        for _ in 0..40 {
+            let refused = Undone::RefusedStart { hash: hash("1234"), failure: None, former_ran: true };
+            let undone = [(id("a"), refused)].into();
+            memory = next(&memory, &Findings { undone, ..Findings::default() }, RULE, noon()).0;
+            let refused = memory.connectors[&id("a")].refused.as_ref().unwrap();
+            waits.push((refused.next() - noon().as_second()) / 60);
+        }
+        assert_eq!(waits[..7], [0, 5, 10, 20, 40, 60, 60]);
+        assert!(waits[7..].iter().all(|wait| *wait == 60), "{waits:?}");
+    }
+
     #[test]
     fn restarts_go_on_across_a_replaced_workload_and_are_judged_on_what_the_plan_left() {
         let (generation, samples) = ("old".to_owned(), vec![]);

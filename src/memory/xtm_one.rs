@@ -65,7 +65,7 @@ impl FailedRegistrations {
     pub(crate) fn another(earlier: Option<&Self>, settings: &str, asked: Option<Duration>, now: Timestamp) -> Self {
         let before = earlier.filter(|failed| failed.settings == settings).map_or(0, |failed| failed.times);
         let ours = FIRST_WAIT_S << before.min(DOUBLINGS_MAX);
-        let asked = asked.and_then(|asked| i64::try_from(asked.as_secs()).ok()).unwrap_or_default();
+        let asked = asked.map_or(0, |asked| i64::try_from(asked.as_secs()).unwrap_or(i64::MAX));
         let until = now.as_second().saturating_add(ours.max(asked).min(WAIT_MAX_S));
         Self { times: before.saturating_add(1), until, settings: settings.to_owned() }
     }
@@ -103,5 +103,20 @@ mod tests {
         assert_eq!(FailedRegistrations::another(Some(&failed), "b", None, now).times, 1);
         let asked = FailedRegistrations::another(None, "a", Some(Duration::from_hours(1)), now);
         assert_eq!(asked.until - now.as_second(), 3600);
+    }
+
+    // Shows what README says under "XTM One": "or as long as XTM One asks for (a day at most)".
+    #[test]
+    fn xtm_one_may_ask_for_a_wait_of_a_day_and_no_longer() {
+        let now: Timestamp = "2026-11-25T10:00:00Z".parse().unwrap();
+        let wait = |asked| FailedRegistrations::another(None, "a", Some(asked), now).until - now.as_second();
+        let day = 24 * 60 * 60;
+        assert_eq!(wait(Duration::from_hours(23)), 23 * 60 * 60);
+        for asked in [Duration::from_hours(24), Duration::from_hours(100), Duration::MAX] {
+            assert_eq!(wait(asked), day, "{asked:?}");
+        }
+        let longest = FailedRegistrations::another(None, "a", Some(Duration::from_hours(100)), now);
+        assert!(longest.holds_until("a", now).is_some(), "the longest wait holds");
+        assert!(longest.holds_until("a", now + Duration::from_hours(24)).is_none(), "and ends");
     }
 }

@@ -144,6 +144,20 @@ mod tests {
         assert!(Retry::IdempotentAndPatient.again(&late) && !Retry::Idempotent.again(&late));
     }
 
+    // Shows what README says under "XTM One": "only the end of the pass does, for 40 seconds and one
+    // `XTM__REQUEST_TIMEOUT` at most when XTM One hangs".
+    #[test]
+    fn a_patient_request_begins_no_attempt_after_forty_seconds() {
+        let seconds = Duration::from_secs;
+        for (elapsed, longest) in [(0, 15), (20, 15), (30, 10), (39, 1), (40, 0), (60, 0)] {
+            assert_eq!(
+                Retry::IdempotentAndPatient.longest_pause(seconds(elapsed)),
+                seconds(longest),
+                "after {elapsed} s"
+            );
+        }
+    }
+
     #[test]
     fn the_server_may_lengthen_the_wait_and_never_shorten_it() {
         let ours = Duration::from_secs(2);

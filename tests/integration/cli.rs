@@ -143,6 +143,20 @@ fn the_json_report_is_one_document_with_a_version_whatever_happens() {
     }
 }
 
+// Shows what README says under "Configuration": "`RUST_LOG` wins".
+#[test]
+fn the_usual_variable_for_logs_wins_over_the_level() {
+    let scene = Scene::new("rust-log");
+    let logged = |level: &str, filter: Option<&str>| {
+        let program = scene.program().var("MANAGER__LOGGER__LEVEL", level);
+        let program = filter.into_iter().fold(program, |program, filter| program.var("RUST_LOG", filter));
+        program.run().expect_code(exit::OK.into()).stderr
+    };
+    assert_eq!(logged("error", None), "");
+    assert!(logged("error", Some("info")).contains("INFO"));
+    assert_eq!(logged("info", Some("error")), "");
+}
+
 /// A pipe whose reader is gone.
 fn deaf() -> OwnedFd {
     let (reader, writer) = std::io::pipe().unwrap();

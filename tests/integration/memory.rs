@@ -160,7 +160,13 @@ fn of_several_records_the_newest_readable_one_counts_and_one_is_left() {
 
 /// Does what `docker container prune` does, to this manager's alone.
 fn prune_record(scene: &Scene) {
-    let filters = format!("%7B%22label%22%3A%5B%22xtm-reconcile.manager%3D{}%22%5D%7D", &*scene.manager);
+    prune_labelled(scene, "xtm-reconcile.manager");
+}
+
+/// Prunes what carries this label with this manager's id. There is one such container that does not run.
+#[track_caller]
+fn prune_labelled(scene: &Scene, label: &str) {
+    let filters = format!("%7B%22label%22%3A%5B%22{label}%3D{}%22%5D%7D", &*scene.manager);
     let pruned = scene.engine.call("POST", &format!("/containers/prune?filters={filters}")).expect_success("prune");
     assert_eq!(pruned["ContainersDeleted"].as_array().map(Vec::len), Some(1), "{pruned}");
 }
@@ -179,6 +185,77 @@ fn a_hold_outlives_the_record() {
         let report = pass(&scene, &LOOP_STOP);
         assert_eq!(line(&report, "id-a")["skip"]["kind"], "held", "{report:#}");
         assert_eq!(scene.only().state, "exited");
+    }
+}
+
+// Shows what README says under "What it leaves on a Docker engine": "a held container that was pruned as well is deployed
+// anew".
+#[test]
+fn a_held_connector_whose_container_was_pruned_with_the_record_is_deployed_anew() {
+    let scene = Scene::new("hold-pruned");
+    scene.connector_with("a", crashing);
+    pass(&scene, &LOOP_STOP);
+    restarted(&scene, 4);
+    pass(&scene, &LOOP_STOP);
+    let held = scene.only();
+    assert_eq!(held.state, "exited");
+    prune_record(&scene);
+    prune_labelled(&scene, "opencti-manager");
+    let report = pass(&scene, &LOOP_STOP);
+    assert_eq!(line(&report, "id-a")["step"]["do"], "deploy", "{report:#}");
+    let anew = restarted(&scene, 1);
+    assert_ne!(anew.id, held.id, "it runs, and crashes as before");
+}
+
+/// Runs `docker system prune` as an operator would, on an engine where nobody else has anything.
+#[track_caller]
+fn prune_system(engine: &Engine, arguments: &[&str]) {
+    let pruned = engine.cli().args(["system", "prune", "--force"]).args(arguments).output().expect("docker runs");
+    assert!(pruned.status.success(), "{}", String::from_utf8_lossy(&pruned.stderr));
+}
+
+// Shows what README says under "What it leaves on a Docker engine": "`docker system prune` as well; with `--filter
+// label!=xtm-reconcile.manager` they leave both", "It also removes what is kept on probation. A pass whose lock is
+// removed so begins no other step and exits with 6.".
+#[test]
+fn a_prune_while_a_pass_runs_takes_its_lock_unless_it_is_told_to_leave_what_has_the_label() {
+    let engine = Engine::private();
+    let scene = Scene::new("pruned-lock");
+    let kept = scene.connector("kept");
+    let program = |docker_host: &str| {
+        let settings = [("MANAGER__PROBATION", "600"), ("MANAGER__SETTLE", "0")];
+        set(scene.program_on(docker_host).args(["run", "--output", "json"]), &settings)
+    };
+    let names = || engine.containers_of(&scene.manager).into_iter().map(|one| one.name).collect::<Vec<_>>();
+    let count = |part: &str| names().iter().filter(|name| name.contains(part)).count();
+    program(&engine.docker_host()).run().expect_code(exit::OK.into());
+    let filter = ["--filter", "label!=xtm-reconcile.manager"];
+    for (round, arguments, code) in [("with", &filter[..], exit::OK), ("without", &[][..], exit::LOCKED)] {
+        scene.edit("id-kept", |connector| {
+            *connector = connector.clone().setting(format!("PRUNED_{round}").to_uppercase(), "1")
+        });
+        program(&engine.docker_host()).run().expect_code(exit::OK.into());
+        assert_eq!((count(".xtm-former"), count("record")), (1, 1), "{round}: {:?}", names());
+        let new = scene.connector(round);
+        let tap = ApiTap::new(&engine);
+        // The first creation is that of the lock. What is created and not yet started would be pruned as well.
+        let gate = tap.hold("POST /containers/create", 2);
+        let running = program(&tap.docker_host()).spawn();
+        gate.wait(SOON);
+        assert_eq!(count("xtm-reconcile-lock"), 1, "{round}: {:?}", names());
+        prune_system(&engine, arguments);
+        let left = usize::from(code == exit::OK);
+        assert_eq!((count("xtm-reconcile-lock"), count("record")), (left, left), "{round}: {:?}", names());
+        assert_eq!(count(".xtm-former"), 0, "{round}: {:?}", names());
+        assert!(engine.container(&kept).is_some_and(|container| container.running()), "{round}: {:?}", names());
+        gate.release();
+        running.wait().expect_code(code.into());
+        let runs = engine.container(&new).is_some_and(|container| container.running());
+        assert_eq!(runs, code == exit::OK, "{round}: {:?}", names());
+    }
+    program(&engine.docker_host()).run().expect_code(exit::OK.into());
+    for name in ["kept", "with", "without"].map(|name| scene.manager.connector_name(name)) {
+        assert!(engine.container(&name).is_some_and(|container| container.running()), "{name}: {:?}", names());
     }
 }
 

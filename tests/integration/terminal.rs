@@ -43,3 +43,19 @@ fn off_a_terminal_a_pull_shows_no_progress() {
     assert_eq!(outcome.stderr, "");
     assert!(!outcome.stdout.contains("pulling"), "{}", outcome.stdout);
 }
+
+// Shows what README says under "Commands": "logs go to standard error, as JSON unless that is a terminal".
+#[test]
+fn logs_are_json_off_a_terminal_and_lines_for_people_on_one() {
+    let scene = Scene::new("log-form");
+    scene.connector("a");
+    for terminal in [false, true] {
+        let program = scene.program().var("MANAGER__LOGGER__LEVEL", "info");
+        let outcome = if terminal { program.on_terminal() } else { program }.run().expect_code(exit::OK.into());
+        let logged = if terminal { &outcome.stdout } else { &outcome.stderr };
+        let lines = || logged.lines().filter(|line| line.contains("INFO"));
+        assert!(lines().count() >= 2, "{logged}");
+        let is_json = |line: &str| serde_json::from_str::<serde_json::Value>(line.trim()).is_ok();
+        assert!(lines().all(|line| is_json(line) != terminal), "terminal: {terminal}\n{logged}");
+    }
+}

@@ -200,6 +200,29 @@ fn a_slow_xtm_one_does_not_hold_up_the_connectors() {
     assert!(scene.only().running());
 }
 
+// Shows what README says under "XTM One": "only the end of the pass does, for 40 seconds and one `XTM__REQUEST_TIMEOUT`
+// at most when XTM One hangs, and no longer than the pass may take".
+#[test]
+fn an_xtm_one_that_hangs_keeps_the_end_of_the_pass_for_four_tries_and_not_beyond_its_deadline() {
+    let scene = scene("xtm-one-hangs");
+    scene.connector("a");
+    scene.platform.fault(Fault::on(REGISTER, FaultKind::Delay { ms: 600_000 }));
+    let took = |settings: &[(&str, &str)]| {
+        let outcome = set(scene.reporting(), settings).run().expect_code(exit::CONNECTOR_FAILED.into());
+        assert!(scene.only().running(), "{}", outcome.stdout);
+        outcome.took
+    };
+    // Four timeouts of a second, and the pauses between them, of which the longest is 1.2 seconds.
+    let patient = took(&[("XTM__REQUEST_TIMEOUT", "1")]);
+    let (least, most) = (std::time::Duration::from_secs(4), std::time::Duration::from_secs(12));
+    assert!((least..most).contains(&patient), "{patient:?}");
+    // Other settings, so that it is tried although the last pass failed.
+    let settings = [("XTM__REQUEST_TIMEOUT", "600"), ("MANAGER__PASS_DEADLINE", "3"), ("MANAGER__STOP_BUDGET", "4")];
+    let localhost = scene.platform.xtm_one_url().replace("127.0.0.1", "localhost");
+    let cut = took(&[settings.as_slice(), &[("XTM__XTM_ONE_URL", localhost.as_str())]].concat());
+    assert!(cut < std::time::Duration::from_secs(10), "{cut:?}");
+}
+
 // Shows what README says under "What an attacker gains": "Plain `http` to another machine is refused unless
 // `XTM__ALLOW_INSECURE=true`".
 #[test]
@@ -256,7 +279,8 @@ fn bad_settings_are_all_named_at_once_and_the_public_token_is_a_warning() {
     assert!(!mistyped.stdout.contains("XTM__XTM_HUB_URL"), "OpenCTI's own: {}", mistyped.stdout);
 }
 
-// Shows what README says under "Tokens": "or another one, is noticed; a rotation gives it new ones".
+// Shows what README says under "Tokens": "Another XTM One, or one that counts fewer users than it is told of, is noticed;
+// a rotation gives it new keys."
 #[test]
 fn another_xtm_one_that_lacks_the_keys_is_noticed() {
     let scene = scene("xtm-one-another");
@@ -267,6 +291,12 @@ fn another_xtm_one_that_lacks_the_keys_is_noticed() {
     assert!(!notices(&[]).contains("may lack keys"));
     let localhost = scene.platform.xtm_one_url().replace("127.0.0.1", "localhost");
     assert!(notices(&[("XTM__XTM_ONE_URL", &localhost)]).contains("`xtm-one rotate` gives every user a new one"));
+    assert!(!notices(&[("XTM__XTM_ONE_URL", &localhost)]).contains("may lack keys"), "another address is said once");
+    // One under the same address that does not know everybody.
+    let answer = json!({ "status": "registered", "platform_identifier": "opencti", "ee_enabled": false, "user_integrations": 1 });
+    let fewer = FaultKind::Status { code: 200, retry_after: None, body: Some(answer.to_string()) };
+    scene.platform.fault(Fault::on(REGISTER, fewer).times(1));
+    assert!(notices(&[("XTM__XTM_ONE_URL", &localhost)]).contains("may lack keys"), "it counts one of two");
     // One that was set up anew.
     scene.platform.edit(|state| state.xtm_one.platforms.clear());
     let told = notices(&[("XTM__XTM_ONE_URL", &localhost)]);

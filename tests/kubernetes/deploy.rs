@@ -369,6 +369,22 @@ fn the_base_deployment_lies_under_ours_and_containers_without_a_name_are_the_con
     assert!(values(pull)[".dockerconfigjson"].contains("n3w"));
 }
 
+// Shows what README says under "Configuration": "without a server, of Docker Hub".
+#[test]
+fn a_login_without_a_server_is_one_of_docker_hub() {
+    let scene = Scene::new("hub");
+    scene.connector("alpha");
+    let login = [("OPENCTI__DAEMON__REGISTRY__USERNAME", "puller"), ("OPENCTI__DAEMON__REGISTRY__PASSWORD", "pu11")];
+    scene.pass_with(|p| login.into_iter().fold(p, |p, (name, value)| p.var(name, value))).expect_code(0);
+    let secrets = scene.cluster.secrets();
+    let pull = secrets.iter().find(|secret| secret["type"] == "kubernetes.io/dockerconfigjson").expect("a pull secret");
+    let config: Value = serde_json::from_str(&values(pull)[".dockerconfigjson"]).unwrap();
+    let auths = config["auths"].as_object().unwrap();
+    // The key under which the kubelet looks for the login of images without a registry.
+    assert_eq!(auths.keys().collect::<Vec<_>>(), ["https://index.docker.io/v1/"]);
+    assert_eq!(auths["https://index.docker.io/v1/"]["username"], "puller");
+}
+
 // Shows what README says under "On Kubernetes": "are in a Secret that it owns, never in the Deployment".
 #[test]
 fn proxy_urls_and_the_proxys_ca_come_by_secret() {

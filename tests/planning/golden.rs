@@ -70,6 +70,22 @@ fn the_order_of_a_scenarios_input_does_not_matter() {
     }
 }
 
+// Shows what README says under "Commands": "NAME is its id, its name on the platform or that of its workload".
+#[test]
+fn a_held_connector_is_released_by_its_id_its_title_and_the_name_of_its_workload_and_by_no_other() {
+    let held = scenarios().remove("held-released").unwrap();
+    let word = |name: &str| {
+        let plan = held.clone().with_release(name).plan();
+        plan.steps().map(|(_, step)| step.word()).collect::<Vec<_>>()
+    };
+    for name in ["c1", "Alpha", "alpha"] {
+        assert_eq!(word(name), ["start"], "{name}");
+    }
+    for name in ["ALPHA", "alph", "h1", ""] {
+        assert_eq!(word(name), [""; 0], "{name:?}");
+    }
+}
+
 fn rewrite(actual: &BTreeMap<String, String>) {
     for name in files("golden").keys().filter(|name| !actual.contains_key(*name)) {
         fs::remove_file(folder().join(format!("{name}.golden"))).unwrap();

@@ -204,6 +204,12 @@ impl Scenario {
         other
     }
 
+    /// The same case with the operator's word for this name.
+    pub fn with_release(mut self, name: &str) -> Self {
+        self.policy.release = Some(name.to_owned());
+        self
+    }
+
     pub fn desired(&self) -> Desired {
         let connectors = self.desired.iter().map(ConnectorInput::wire).collect();
         let unreadable = self.unreadable.iter().map(|entry| (entry.id.clone(), entry.why.clone())).collect();

@@ -106,6 +106,31 @@ fn a_base_deployment_that_makes_none_and_other_faults_of_kubernetes_come_at_once
     assert_eq!(kubernetes.workload.pull_policy.unwrap().as_str(), "Always");
 }
 
+// Shows what README says under "Configuration": "The same; wins over it.".
+#[test]
+fn of_two_base_deployments_the_one_with_json_in_its_name_wins() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(folder.path(), "config", KUBECONFIG, 0o600);
+    let base = |revisions: u8, key: &str| format!(r#"{{"spec":{{"revisionHistoryLimit":{revisions},"{key}":1}}}}"#);
+    let (other, json) = (base(3, "minReadySeconds"), base(5, "progressDeadlineSeconds"));
+    let settings = [
+        ("OPENCTI__DAEMON__SELECTOR", "kubernetes"),
+        ("KUBECONFIG", path.as_str()),
+        ("OPENCTI__DAEMON__KUBERNETES__BASE_DEPLOYMENT", other.as_str()),
+    ];
+    let read = |more: &[(&str, &str)]| {
+        let settings = loaded(&[], with(with(good(), &settings), more));
+        let OrchestratorSettings::Kubernetes(kubernetes) = &settings.lanes[0].orchestrator else {
+            panic!("kubernetes")
+        };
+        serde_json::Value::from(kubernetes.workload.base.clone()).to_string()
+    };
+    let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap().to_string();
+    assert_eq!(read(&[]), value(&other));
+    let both = read(&[("OPENCTI__DAEMON__KUBERNETES__BASE_DEPLOYMENT_JSON", &json)]);
+    assert_eq!(both, value(&json), "the whole of it: the two are not merged");
+}
+
 // Shows what README says under "Configuration": "Lists and maps: comma-separated or JSON.", "`always` counts as
 // `unless-stopped`".
 #[test]

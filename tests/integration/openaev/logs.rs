@@ -333,7 +333,7 @@ fn a_cursor_that_cannot_be_true_repeats_the_last_lines_once_at_most_and_then_goe
 }
 
 // Shows what README says under "What a pass does": "in the connector logs that are pushed the values of the workload's
-// sensitive variables are masked".
+// sensitive variables are masked", "nor `true`, `false`, `none` and `null`".
 #[test]
 fn logs_hold_no_secret_not_even_the_last_words_of_a_container_with_the_former_one() {
     let scene = Aev::new("log-masked");
@@ -341,8 +341,11 @@ fn logs_hold_no_secret_not_even_the_last_words_of_a_container_with_the_former_on
         instance.secret("PLAIN_NAME", "former-hunter2").setting("STANDIN_PRINT", "PLAIN_NAME")
     });
     let token = scene.instance_with("token", |instance| instance.setting("STANDIN_PRINT", "OPENAEV_TOKEN"));
-    let null = scene
-        .instance_with("null", |instance| instance.setting("MY_TOKEN", "null").setting("STANDIN_PRINT", "MY_TOKEN"));
+    let words = ["null", "true", "FALSE", "None"];
+    let plain = words.map(|word| {
+        let secret = |instance: Instance| instance.setting("MY_TOKEN", word).setting("STANDIN_PRINT", "MY_TOKEN");
+        scene.instance_with(&word.to_lowercase(), secret)
+    });
     let spoken = |name: &str, needle: &str, times: usize| {
         scene.engine.wait_for(needle, SOON, |e| (e.logs(name).matches(needle).count() == times).then_some(()));
     };
@@ -350,7 +353,9 @@ fn logs_hold_no_secret_not_even_the_last_words_of_a_container_with_the_former_on
     spoken(&sealed, "former-hunter2", 1);
     let secret_token = scene.of("id-token").token;
     spoken(&token, &secret_token, 1);
-    spoken(&null, "MY_TOKEN=null", 1);
+    for (name, word) in plain.iter().zip(words) {
+        spoken(name, &format!("MY_TOKEN={word}"), 1);
+    }
     scene.pass(exit::OK);
     // Printed once more, and replaced by one with another secret before anybody has read it.
     restart(scene.engine, &sealed);
@@ -366,7 +371,10 @@ fn logs_hold_no_secret_not_even_the_last_words_of_a_container_with_the_former_on
     assert!(!rows.contains("hunter2"), "{rows}");
     let rows = scene.of("id-token").logs.join("\n");
     assert!(rows.contains("OPENAEV_TOKEN=[masked]") && !rows.contains(&secret_token), "{rows}");
-    assert!(scene.of("id-null").logs.join("\n").contains("MY_TOKEN=null"), "null is no secret");
+    for word in words {
+        let rows = scene.of(&format!("id-{}", word.to_lowercase())).logs.join("\n");
+        assert!(rows.contains(&format!("MY_TOKEN={word}")), "{word} is no secret: {rows}");
+    }
 }
 
 // Shows what README says under "What a pass does": "and so does one that gets no answer to a delivery".
@@ -392,4 +400,49 @@ fn logs_whose_answer_is_lost_are_not_sent_twice_by_one_pass_and_what_did_not_arr
     assert_eq!(delivered(&scene, "id-a"), [all], "the cursor stayed where it was");
     scene.pass(exit::OK);
     assert_eq!(delivered(&scene, "id-a"), [[""; 0]; 0]);
+}
+
+// Shows what README says under "What a pass does": "A pass that is killed between a delivery and writing its memory
+// delivers those lines again".
+#[test]
+fn a_pass_that_was_killed_after_a_delivery_and_before_its_note_delivers_those_lines_once_more() {
+    let (scene, container, first) = delivered_once("log-unnoted", 4);
+    restart(scene.engine, &container.id);
+    let new = log(scene.engine, &container.id, 2, 4)[first.len()..].to_vec();
+    let tap = ApiTap::new(scene.engine);
+    // The first creation is that of the lock, the second that of the record.
+    tap.inject("POST /containers/create", 2, support::Fault::KillBefore);
+    let killed = scene.program_on(&tap.docker_host()).run();
+    assert!(killed.signal.is_some() && tap.faults() == 1, "{killed:?}");
+    let written = tap.writes().into_iter().next_back().expect("the write at which it was killed");
+    assert!(written.query.contains("xtm-reconcile-record"), "{written:?}");
+    for again in [true, true, false] {
+        let wanted = if again { vec![new.clone()] } else { vec![] };
+        assert_eq!(delivered(&scene, "id-a"), wanted, "again: {again}");
+        scene.pass(exit::OK);
+    }
+}
+
+// Shows what README says under "What a pass does": "A delivery has at most 400 KiB, the newest lines.".
+#[test]
+fn more_than_fits_into_one_delivery_is_cut_to_the_newest_lines_and_says_so() {
+    let scene = Aev::new("log-large");
+    scene.instance_with("a", talkative(60_000));
+    scene.program().var("MANAGER__LOGS_TAIL", "0").run().expect_code(exit::OK.into());
+    let container = scene.only().id;
+    log(scene.engine, &container, 1, 60_000);
+    scene.program().var("MANAGER__LOGS_TAIL", "3").run().expect_code(exit::OK.into());
+    delivered(&scene, "id-a");
+    restart(scene.engine, &container);
+    let all = log(scene.engine, &container, 2, 60_000);
+    let pass = || scene.program().var("MANAGER__LOGS_TAIL", "10000").run().expect_code(exit::OK.into());
+    pass();
+    let texts = delivered(&scene, "id-a");
+    let [lines] = texts.as_slice() else { panic!("one delivery is expected: {}", texts.len()) };
+    let bytes = lines.join("\n").len();
+    assert!((390 * 1024..=400 * 1024).contains(&bytes), "{bytes} bytes");
+    assert_eq!(lines[0], "[earlier lines are left out]");
+    assert!(all.ends_with(&lines[1..]), "the newest: {:?} to {:?}", lines[1], lines.last());
+    pass();
+    assert_eq!(delivered(&scene, "id-a"), [[""; 0]; 0], "what was left out is left out for good");
 }

@@ -1,13 +1,14 @@
 //! A search for every token ever made, through everything that a pass leaves or prints.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use stand_in_platform::{Fault, FaultKind};
 use xtm_reconcile::exit;
 
 use super::{ADD, REGISTER, scene};
-use crate::moves::set;
-use crate::support::Outcome;
+use crate::moves::{SOON, set};
+use crate::support::{Binary, Outcome};
 
 const ADMIN_KEY: &str = "an-administrators-key-4711";
 const CHAT_TOKEN: &str = "chat-token-0815-0815";
@@ -83,19 +84,53 @@ fn no_token_or_key_is_in_any_output_container_record_or_file() {
     assert!(said.contains("[masked]"), "XTM One's words are shown, without what they quote");
 }
 
-// Shows what README says under "What an attacker gains": "The process makes no core dump".
+// Shows what README says under "What an attacker gains": "The process makes no core dump, and other processes of its
+// user may not look into it".
 #[test]
-fn the_process_cannot_be_dumped() {
+fn the_process_cannot_be_dumped_and_not_be_read_by_its_own_user() {
     let scene = scene("undumpable");
-    scene.platform.fault(Fault::on(REGISTER, FaultKind::Delay { ms: 600_000 }));
-    let running = scene.reporting().spawn();
-    let waiting =
-        |_: &_, calls: &[stand_in_platform::Call]| calls.iter().any(|call| call.is("updateConnectorManagerStatus"));
-    assert!(scene.platform.wait_for(crate::moves::SOON, waiting));
+    let folder = tempfile::tempdir().unwrap();
+    // The program where another user can run it.
+    let program = folder.path().join("xtm-reconcile");
+    fs::copy(env!("CARGO_BIN_EXE_xtm-reconcile"), &program).unwrap();
+    for path in [folder.path(), program.as_path()] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    // An engine that takes the connection and says nothing, so that the pass waits for it.
+    let socket = folder.path().join("docker.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o777)).unwrap();
+    let as_nobody = |command: &[&str]| {
+        Binary::new("/usr/bin/setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups"]).args(command)
+    };
+    let running = as_nobody(&[program.to_str().unwrap(), "run"])
+        .var("MANAGER__ID", &*scene.manager)
+        .var("MANAGER__CREDENTIALS_KEY", &scene.key.pem)
+        .var("OPENCTI__URL", scene.platform.url())
+        .var("OPENCTI__TOKEN", stand_in_platform::DEFAULT_TOKEN)
+        .var("OPENCTI__DAEMON__SELECTOR", "docker")
+        .var("DOCKER_HOST", format!("unix://{}", socket.display()))
+        .spawn();
+    let _connection = scene.engine.wait_for("the pass to ask the engine", SOON, |_| listener.accept().ok());
+    // Another process of that user, which may be looked into, shows that it is not the user who may not.
+    let other = as_nobody(&["/usr/bin/tail", "-f", "/dev/null"]).spawn();
+    scene.engine.wait_for("the other process", SOON, |_| {
+        let name = fs::read_to_string(format!("/proc/{}/comm", other.pid())).ok()?;
+        (name.trim() == "tail").then_some(())
+    });
+    for (pid, is_open) in [(other.pid(), true), (running.pid(), false)] {
+        for file in ["environ", "maps"] {
+            let path = format!("/proc/{pid}/{file}");
+            let opened = as_nobody(&["/usr/bin/dd", "status=none", "count=0", &format!("if={path}")]).run();
+            assert_eq!(opened.code == Some(0), is_open, "{path}: {}", opened.stderr);
+            let user = fs::metadata(&path).unwrap().uid();
+            assert_eq!(user == 65534, is_open, "{path} belongs to {user}");
+        }
+    }
     let limits = fs::read_to_string(format!("/proc/{}/limits", running.pid())).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
-    // The kernel gives the files of a process that may not be dumped to root.
     running.signal(crate::support::Signal::KILL);
     running.wait();
 }

@@ -190,3 +190,30 @@ fn without_the_right_to_make_tokens_one_refusal_is_enough() {
     // As many as run at the same time may have been under way.
     assert!(scene.platform.calls(ADD).len() <= 16, "{}", scene.platform.calls(ADD).len());
 }
+
+// Shows what README says under "Tokens": "After ten failures in a row no more are tried.".
+#[test]
+fn ten_failures_in_a_row_are_the_last_and_a_success_between_them_begins_the_count_anew() {
+    let scene = scene("users-ten");
+    scene.people(60);
+    let refused = || {
+        let (code, message) = ("FUNCTIONAL_ERROR".to_owned(), "Too many tokens".to_owned());
+        Fault::on(ADD, FaultKind::GraphqlError { code, message, data: serde_json::Value::Null })
+    };
+    scene.platform.fault(refused());
+    // One at a time, so that none is under way when the tenth fails.
+    let one_by_one = [("MANAGER__CONCURRENCY", "1")];
+    let outcome = scene.register_with(&one_by_one, exit::CONNECTOR_FAILED);
+    assert_eq!(scene.platform.calls(ADD).len(), 10, "{outcome:#}");
+    assert_eq!((&outcome["status"], &outcome["users"]["tokens_made"]), (&"registered".into(), &0.into()));
+
+    scene.platform.clear_faults();
+    scene.platform.clear_journal();
+    scene.platform.fault(refused().times(9));
+    scene.platform.fault(refused().skip(1).times(9));
+    let outcome = scene.register_with(&one_by_one, exit::CONNECTOR_FAILED);
+    assert_eq!(scene.platform.calls(ADD).len(), 60, "{outcome:#}");
+    assert_eq!(outcome["users"]["tokens_made"], 42, "twice nine failed: {outcome:#}");
+    scene.register_with(&one_by_one, exit::OK);
+    scene.all_is_well(0..60, "the next pass");
+}
