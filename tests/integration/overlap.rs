@@ -137,7 +137,9 @@ fn the_lock_is_given_back_however_a_pass_fails() {
     let on_engine = |pattern: &'static str, fault: Fault| move |_: &Scene, tap: &ApiTap| tap.inject(pattern, 1, fault);
     // A read that fails is made once more.
     let lost_twice = |_: &Scene, tap: &ApiTap| {
-        [1, 2].into_iter().for_each(|nth| tap.inject("GET /containers/json", nth, Fault::DropAfter))
+        for nth in [1, 2] {
+            tap.inject("GET /containers/json", nth, Fault::DropAfter);
+        }
     };
     let cases: [(&str, Break<'_>, u8); 6] = [
         ("registration refused", &on_platform("updateConnectorManagerStatus", FaultKind::RefusedToken), exit::PLATFORM),

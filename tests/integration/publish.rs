@@ -130,7 +130,9 @@ fn an_engine_that_goes_away_while_it_is_looked_at_changes_nothing_of_what_was_pu
     let tap = ApiTap::new(scene.engine);
     let pattern = format!("GET /containers/{slow}/json");
     // A read that fails is made once more.
-    [1, 2].into_iter().for_each(|nth| tap.inject(&pattern, nth, ApiFault::Drop));
+    for nth in [1, 2] {
+        tap.inject(&pattern, nth, ApiFault::Drop);
+    }
     let ended = scene.tapped(&tap).run();
     let report = ended.expect_code(exit::ORCHESTRATOR.into()).lane();
     assert_eq!(report["counts"]["steps"], json!({}), "nothing was planned: {report:#}");
