@@ -232,7 +232,7 @@ fn a_prune_while_a_pass_runs_takes_its_lock_unless_it_is_told_to_leave_what_has_
     let filter = ["--filter", "label!=xtm-reconcile.manager"];
     for (round, arguments, code) in [("with", &filter[..], exit::OK), ("without", &[][..], exit::LOCKED)] {
         scene.edit("id-kept", |connector| {
-            *connector = connector.clone().setting(format!("PRUNED_{round}").to_uppercase(), "1")
+            *connector = connector.clone().setting(format!("PRUNED_{round}").to_uppercase(), "1");
         });
         program(&engine.docker_host()).run().expect_code(exit::OK.into());
         assert_eq!((count(".xtm-former"), count("record")), (1, 1), "{round}: {:?}", names());
