@@ -104,4 +104,15 @@ mod tests {
         let asked = FailedRegistrations::another(None, "a", Some(Duration::from_hours(1)), now);
         assert_eq!(asked.until - now.as_second(), 3600);
     }
+
+    // Shows what README says under "XTM One": "or as long as XTM One asks for (a day at most)".
+    #[test]
+    fn xtm_one_can_ask_for_a_day_at_most() {
+        let now: Timestamp = "2026-11-25T10:00:00Z".parse().unwrap();
+        for (asked, wait_s) in [(23, 82_800), (24, 86_400), (100, 86_400)] {
+            let failed = FailedRegistrations::another(None, "a", Some(Duration::from_hours(asked)), now);
+            assert_eq!(failed.until - now.as_second(), wait_s, "{asked} hours");
+            assert!(failed.holds_until("a", now).is_some(), "{asked} hours");
+        }
+    }
 }

@@ -144,6 +144,21 @@ mod tests {
         assert!(Retry::IdempotentAndPatient.again(&late) && !Retry::Idempotent.again(&late));
     }
 
+    // Shows what README says under "XTM One": "for less than a minute when XTM One hangs".
+    #[test]
+    fn a_server_that_hangs_costs_the_patient_less_than_a_minute() {
+        // The default of XTM__REQUEST_TIMEOUT, and the longest pauses after the first tries.
+        let (timeout, mut pause, mut passed) = (Duration::from_secs(15), super::BACKOFF.mul_f64(1.5), Duration::ZERO);
+        for attempt in 1.. {
+            passed += timeout;
+            if attempt == super::ATTEMPTS || pause > Retry::IdempotentAndPatient.longest_pause(passed) {
+                break;
+            }
+            (passed, pause) = (passed + pause, pause * 2);
+        }
+        assert!((30..60).contains(&passed.as_secs()), "{passed:?}");
+    }
+
     #[test]
     fn the_server_may_lengthen_the_wait_and_never_shorten_it() {
         let ours = Duration::from_secs(2);

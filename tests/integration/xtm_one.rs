@@ -7,6 +7,8 @@ mod killed;
 mod secrecy;
 mod users;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use stand_in_platform::{Fault, FaultKind, State, User, XTM_ONE_DEFAULT_TOKEN};
 use xtm_reconcile::exit;
@@ -200,6 +202,25 @@ fn a_slow_xtm_one_does_not_hold_up_the_connectors() {
     assert!(scene.only().running());
 }
 
+// Shows what README says under "XTM One": "only the end of the pass does, for less than a minute when XTM One hangs"; that
+// no try begins after 40 seconds is shown beside the code.
+#[test]
+fn an_xtm_one_that_hangs_ends_after_four_tries_and_with_the_budget_of_the_pass() {
+    let four_tries = Duration::from_secs(4)..Duration::from_secs(4 + 3 + 3);
+    let in_the_budget = Duration::ZERO..Duration::from_secs(3 + 4 + 3);
+    for (settings, bounds) in [
+        ([("XTM__REQUEST_TIMEOUT", "1"), ("MANAGER__PASS_DEADLINE", "600")], four_tries),
+        ([("MANAGER__PASS_DEADLINE", "3"), ("MANAGER__STOP_BUDGET", "4")], in_the_budget),
+    ] {
+        let scene = scene("xtm-one-hangs");
+        scene.connector("a");
+        scene.platform.fault(Fault::on(REGISTER, FaultKind::Delay { ms: 600_000 }));
+        let outcome = set(scene.reporting(), &settings).run().expect_code(exit::CONNECTOR_FAILED.into());
+        assert!(bounds.contains(&outcome.took), "{settings:?}: {:?}", outcome.took);
+        assert!(scene.only().running() && scene.locks().is_empty(), "{settings:?}");
+    }
+}
+
 // Shows what README says under "What an attacker gains": "Plain `http` to another machine is refused unless
 // `XTM__ALLOW_INSECURE=true`".
 #[test]
@@ -256,7 +277,8 @@ fn bad_settings_are_all_named_at_once_and_the_public_token_is_a_warning() {
     assert!(!mistyped.stdout.contains("XTM__XTM_HUB_URL"), "OpenCTI's own: {}", mistyped.stdout);
 }
 
-// Shows what README says under "Tokens": "or another one, is noticed; a rotation gives it new ones".
+// Shows what README says under "Tokens": "XTM One that counts fewer keys in its answer than users were sent, or another
+// one, is noticed; a rotation gives it new ones".
 #[test]
 fn another_xtm_one_that_lacks_the_keys_is_noticed() {
     let scene = scene("xtm-one-another");
@@ -267,10 +289,12 @@ fn another_xtm_one_that_lacks_the_keys_is_noticed() {
     assert!(!notices(&[]).contains("may lack keys"));
     let localhost = scene.platform.xtm_one_url().replace("127.0.0.1", "localhost");
     assert!(notices(&[("XTM__XTM_ONE_URL", &localhost)]).contains("`xtm-one rotate` gives every user a new one"));
-    // One that was set up anew.
+    assert!(!notices(&[("XTM__XTM_ONE_URL", &localhost)]).contains("may lack keys"), "it is said once");
+    // One that was set up anew, at the same address: it counts the keys that it has.
     scene.platform.edit(|state| state.xtm_one.platforms.clear());
     let told = notices(&[("XTM__XTM_ONE_URL", &localhost)]);
     assert_eq!(scene.platform.read(State::xtm_one_dead_keys).len(), 2, "{told}");
+    assert!(told.contains("may lack keys"), "{told}");
     scene.reporting().args(["xtm-one", "rotate"]).run().expect_code(0);
     scene.all_is_well(0..2, "after a rotation");
 }

@@ -1,13 +1,15 @@
 //! A search for every token ever made, through everything that a pass leaves or prints.
 
 use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 
 use stand_in_platform::{Fault, FaultKind};
 use xtm_reconcile::exit;
 
 use super::{ADD, REGISTER, scene};
 use crate::moves::set;
-use crate::support::Outcome;
+use crate::support::{Binary, Outcome};
 
 const ADMIN_KEY: &str = "an-administrators-key-4711";
 const CHAT_TOKEN: &str = "chat-token-0815-0815";
@@ -83,7 +85,8 @@ fn no_token_or_key_is_in_any_output_container_record_or_file() {
     assert!(said.contains("[masked]"), "XTM One's words are shown, without what they quote");
 }
 
-// Shows what README says under "What an attacker gains": "The process makes no core dump".
+// Shows what README says under "What an attacker gains": "The process makes no core dump, and other processes of its user
+// may not look into it".
 #[test]
 fn the_process_cannot_be_dumped() {
     let scene = scene("undumpable");
@@ -95,7 +98,41 @@ fn the_process_cannot_be_dumped() {
     let limits = fs::read_to_string(format!("/proc/{}/limits", running.pid())).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
-    // The kernel gives the files of a process that may not be dumped to root.
+    running.signal(crate::support::Signal::KILL);
+    running.wait();
+
+    // As somebody who is not root, for whom an engine is played that takes the connection and says nothing.
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("xtm-reconcile");
+    fs::copy(env!("CARGO_BIN_EXE_xtm-reconcile"), &program).unwrap();
+    for path in [folder.path(), &program] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let engine = TcpListener::bind("127.0.0.1:0").unwrap();
+    let before = scene.platform.journal().len();
+    let as_nobody = Binary::new("/usr/bin/setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    let running = as_nobody
+        .clone()
+        .arg(&program)
+        .var("MANAGER__ID", &*scene.manager)
+        .var("MANAGER__CREDENTIALS_KEY", &scene.key.pem)
+        .var("OPENCTI__URL", scene.platform.url())
+        .var("OPENCTI__TOKEN", stand_in_platform::DEFAULT_TOKEN)
+        .var("OPENCTI__DAEMON__SELECTOR", "docker")
+        .var("DOCKER_HOST", format!("tcp://{}", engine.local_addr().unwrap()))
+        .var("MANAGER__PASS_DEADLINE", "30")
+        .spawn();
+    assert!(scene.platform.wait_for(crate::moves::SOON, |_, calls| calls.len() > before), "it is at work");
+    let process = format!("/proc/{}", running.pid());
+    let status = fs::read_to_string(format!("{process}/status")).unwrap();
+    assert!(status.contains("\nUid:\t65534\t65534\t65534\t65534\n"), "{status}");
+    for file in ["environ", "mem", "maps"] {
+        let look = as_nobody.clone().args(["head", "-c1", &format!("{process}/{file}")]).run();
+        assert!(look.code != Some(0) && look.stderr.contains("Permission denied"), "{file}: {}", look.stderr);
+    }
+    // Any other process of the same user may be looked into.
+    let script = "sleep 60 & head -c1 /proc/$!/environ; seen=$?; kill $!; exit $seen";
+    as_nobody.args(["sh", "-c", script]).var("PATH", "/usr/bin:/bin").run().expect_code(0);
     running.signal(crate::support::Signal::KILL);
     running.wait();
 }

@@ -190,3 +190,32 @@ fn without_the_right_to_make_tokens_one_refusal_is_enough() {
     // As many as run at the same time may have been under way.
     assert!(scene.platform.calls(ADD).len() <= 16, "{}", scene.platform.calls(ADD).len());
 }
+
+// Shows what README says under "Tokens": "After ten failures in a row no more are tried.".
+#[test]
+fn after_ten_failures_in_a_row_no_more_tokens_are_tried_and_a_success_counts_anew() {
+    let refused = || FaultKind::GraphqlError {
+        code: "FUNCTIONAL_ERROR".to_owned(),
+        message: "Too many tokens".to_owned(),
+        data: serde_json::Value::Null,
+    };
+    let scene = scene("users-ten");
+    scene.people(60);
+    scene.platform.fault(Fault::on(ADD, refused()));
+    let outcome = scene.register(exit::CONNECTOR_FAILED);
+    assert_eq!((&outcome["status"], &outcome["users"]["sent"]), (&"registered".into(), &0.into()), "{outcome:#}");
+    // As many as run at the same time may have been under way.
+    let tried = scene.platform.calls(ADD).len();
+    assert!((10..=10 + 4).contains(&tried), "{tried} calls");
+
+    // Twice nine, with some that work in between.
+    scene.platform.clear_faults();
+    scene.platform.fault(Fault::on(ADD, refused()).times(9));
+    scene.platform.fault(Fault::on(ADD, refused()).skip(20).times(9));
+    let outcome = scene.register(exit::CONNECTOR_FAILED);
+    assert_eq!((&outcome["users"]["tokens_made"], &outcome["users"]["sent"]), (&42.into(), &42.into()), "{outcome:#}");
+    assert_eq!(scene.platform.calls(ADD).len(), tried + 60, "everybody had a turn");
+    scene.platform.clear_faults();
+    scene.register(exit::OK);
+    scene.all_is_well(0..60, "the next pass");
+}
