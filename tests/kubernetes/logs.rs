@@ -108,8 +108,8 @@ fn values_that_stand_in_a_deployment_are_masked_in_its_log() {
 }
 
 // Shows what README says under "What a pass does": "or come in clear from the platform now are masked there: a value that
-// was changed is not masked any more in lines that were written with it", "What the platform encrypts is not masked
-// there".
+// was changed is not masked any more in lines that were written with it", "A value of the Secret that the
+// platform encrypts is not masked there".
 #[test]
 fn clear_values_of_the_platform_are_masked_until_they_change_and_encrypted_ones_are_not() {
     let scene = Scene::new("mask-clear");
