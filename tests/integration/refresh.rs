@@ -147,7 +147,8 @@ fn of_two_containers_of_one_connector_the_right_one_stays() {
 }
 
 // Shows what README says under "xtm-reconcile": "adopts the workloads that the daemon made without restarting them";
-// and under "What a pass does": "Containers get the restart policy `unless-stopped`, and adopted ones".
+// under "What a pass does": "Containers get the restart policy `unless-stopped`, and adopted ones"; and under
+// "Configuration": "one that has another keeps that until its next refresh".
 #[test]
 fn containers_of_the_daemon_are_adopted_as_they_run_get_the_restart_policy_and_are_looked_at_once() {
     let scene = Scene::new("adopt");
@@ -160,6 +161,7 @@ fn containers_of_the_daemon_are_adopted_as_they_run_get_the_restart_policy_and_a
         ("new-down", "stopped", true),
         ("old-up", "starting", false),
         ("old-down", "stopped", false),
+        ("another-policy", "starting", true),
     ] {
         scene.connector_with(name, |connector| Connector {
             hash: Some("beef0001".to_owned()),
@@ -167,6 +169,7 @@ fn containers_of_the_daemon_are_adopted_as_they_run_get_the_restart_policy_and_a
         });
         let full = NewContainer::of_daemon(&named(name), &scene.manager, &format!("id-{name}"), "beef0001");
         let full = if labelled { full.label("opencti-platform", "opencti") } else { full };
+        let full = if name == "another-policy" { full.restart("on-failure") } else { full };
         if wanted == "starting" {
             engine.run(&full)
         } else {
@@ -185,11 +188,12 @@ fn containers_of_the_daemon_are_adopted_as_they_run_get_the_restart_policy_and_a
 
     let report = scene.pass_ends(exit::OK);
     assert_eq!(report["counts"]["steps"], serde_json::json!({"update": 2}), "{report:#}");
-    assert_eq!(report["counts"]["unchanged"], 5, "{report:#}");
+    assert_eq!(report["counts"]["unchanged"], 6, "{report:#}");
     assert!(report.to_string().contains("unknown-platform"), "what is left alone is told: {report:#}");
     assert_eq!(facts(), before, "nothing was restarted");
     let of_all = ["new-up", "old-up", "new-down", "old-down", "unlisted"].map(policy);
     assert_eq!(of_all, ["unless-stopped", "unless-stopped", "", "", ""], "those that run and are ours");
+    assert_eq!(policy("another-policy"), "on-failure");
 
     let tap = ApiTap::new(engine);
     scene.tapped(&tap).run().expect_code(exit::OK.into());
@@ -208,9 +212,12 @@ fn containers_of_the_daemon_are_adopted_as_they_run_get_the_restart_policy_and_a
     scene.pass_is_quiet();
 
     // From the first refresh on they are like any other; the unlisted one is still left alone.
-    scene.edit("id-old-up", |connector| connector.hash = Some("beef0002".to_owned()));
+    for id in ["id-old-up", "id-another-policy"] {
+        scene.edit(id, |connector| connector.hash = Some("beef0002".to_owned()));
+    }
     scene.pass_ends(exit::OK);
     assert_eq!(scene.container_of("id-old-up").label("opencti-config-hash"), "beef0002");
+    assert_eq!(policy("another-policy"), "unless-stopped");
     scene.pass_is_quiet();
     assert!(engine.container(&unlisted).is_some_and(|container| container.running()));
 }

@@ -130,7 +130,8 @@ fn no_secret_is_shown_anywhere() {
 }
 
 /// The manifests are read with the API's own types, and what they promise each other holds.
-// Shows what deploy/kubernetes/README.md says under "Why the CronJob is as it is": "every 2 minutes".
+// Shows what deploy/kubernetes/README.md says under "Why the CronJob is as it is": "every 2 minutes"; and under "Install":
+// "the values that `configmap.yaml` and `secret.yaml` come with are refused with exit code 78".
 #[test]
 fn the_shipped_manifests_are_what_they_say() {
     use k8s_openapi::api::batch::v1::CronJob;
@@ -144,7 +145,7 @@ fn the_shipped_manifests_are_what_they_say() {
     let (job, settings): (CronJob, ConfigMap) = (read("cronjob.yaml"), read("configmap.yaml"));
     let (account, role, binding): (ServiceAccount, Role, RoleBinding) =
         (read("serviceaccount.yaml"), read("role.yaml"), read("rolebinding.yaml"));
-    let _: Secret = read("secret.yaml");
+    let secret: Secret = read("secret.yaml");
     let spec = job.spec.unwrap();
     assert_eq!((spec.schedule.as_str(), spec.concurrency_policy.as_deref()), ("*/2 * * * *", Some("Forbid")));
     let job = spec.job_template.spec.unwrap();
@@ -176,4 +177,19 @@ fn the_shipped_manifests_are_what_they_say() {
     }
     let told = program.arg("check").run().expect_code(78).stdout;
     expect_all(&told, &["MANAGER__ID", "OPENCTI__URL"], "placeholders");
+
+    // So is each value of the Secret by itself, in the file that it is mounted as.
+    let folder = tempfile::tempdir().unwrap();
+    let template = secret.string_data.unwrap();
+    assert_eq!(template.keys().collect::<Vec<_>>(), ["key.pem", "token"]);
+    for (name, variable) in [("token", "OPENCTI__TOKEN_FILE"), ("key.pem", "MANAGER__CREDENTIALS_KEY_FILEPATH")] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, &template[name]).unwrap();
+        let mut program = scene.program();
+        if variable == "OPENCTI__TOKEN_FILE" {
+            program = program.without_var("OPENCTI__TOKEN");
+        }
+        let told = program.var(variable, &path).arg("check").run().expect_code(78).stdout;
+        expect_all(&told, &[variable.trim_end_matches("_FILE").trim_end_matches("_FILEPATH")], name);
+    }
 }

@@ -45,6 +45,7 @@ fn a_connector_is_deployed_with_its_secrets_and_then_left_alone() {
     assert_eq!(spec["template"]["metadata"]["labels"], owned);
     let pod = &spec["template"]["spec"];
     assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!(pod["enableServiceLinks"], false);
     assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
     assert_eq!(container(&deployment)["securityContext"]["allowPrivilegeEscalation"], false);
     assert_eq!(container(&deployment)["imagePullPolicy"], "IfNotPresent");
@@ -247,7 +248,7 @@ pub(crate) fn plain_deployment(name: &str, labels: &Value) -> Value {
 }
 
 // Shows what README says under "On Kubernetes": "**A name that somebody else's Deployment has** is found out when the
-// connector is deployed".
+// connector is deployed, not by `plan`".
 #[test]
 fn a_name_that_is_taken_by_somebody_else_rejects_that_connector_alone() {
     let scene = Scene::new("taken");
@@ -255,6 +256,8 @@ fn a_name_that_is_taken_by_somebody_else_rejects_that_connector_alone() {
     let before = scene.cluster.deployment("alpha");
     scene.connector("alpha");
     scene.connector("beta");
+    let planned = scene.plan().expect_code(0).lane();
+    assert_eq!(line(&planned, "alpha")["step"]["do"], "deploy", "{planned:#}");
     let report = scene.pass().expect_code(1).lane();
     let rejected = line(&report, "alpha");
     assert_eq!((&rejected["result"], &rejected["reject"]["kind"]), (&json!("rejected"), &json!("name-taken")));

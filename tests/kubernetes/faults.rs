@@ -331,3 +331,23 @@ fn a_signal_lets_what_runs_finish_and_gives_the_lease_back() {
     let report = scene.pass().expect_code(0).lane();
     assert_eq!(report["counts"]["steps"], json!({ "deploy": 2 }), "{report:#}");
 }
+
+// Shows what deploy/kubernetes/README.md says under "Why the CronJob is as it is": "`MANAGER__STOP_BUDGET` (20 unless
+// set) for what is left then".
+#[test]
+fn an_api_server_that_hangs_keeps_no_pass_beyond_its_deadline_and_its_budget() {
+    let scene = Scene::new("hangs");
+    for name in ["alpha", "beta"] {
+        scene.connector(name);
+    }
+    let gate = scene.cluster.tap.hold("POST", "/deployments", 0);
+    let limits = |p: crate::support::Binary| p.var("MANAGER__PASS_DEADLINE", "3").var("MANAGER__STOP_BUDGET", "4");
+    let outcome = scene.pass_with(limits).expect_code(1);
+    // Three seconds of slack for a busy machine.
+    assert!(outcome.took < std::time::Duration::from_secs(3 + 4 + 3), "{:?}", outcome.took);
+    assert!(outcome.stdout.contains("MANAGER__STOP_BUDGET"), "{}", outcome.stdout);
+    assert_eq!(scene.cluster.leases()[0]["spec"]["holderIdentity"], Value::Null, "the lock is given back");
+    gate.open();
+    scene.pass().expect_code(0);
+    assert_eq!(scene.cluster.deployments().len(), 2);
+}

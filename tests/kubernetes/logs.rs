@@ -106,3 +106,28 @@ fn values_that_stand_in_a_deployment_are_masked_in_its_log() {
     assert_eq!(sent.len(), 1);
     assert!(!sent[0].contains("hunter2") && sent[0].contains("failed"), "{sent:?}");
 }
+
+// Shows what README says under "What a pass does": "or come in clear from the platform now are masked there: a value that
+// was changed is not masked any more in lines that were written with it", "A value of the Secret that the
+// platform encrypts is not masked there".
+#[test]
+fn clear_values_of_the_platform_are_masked_until_they_change_and_encrypted_ones_are_not() {
+    let scene = Scene::new("mask-clear");
+    scene.connector_with("alpha", |connector| {
+        connector.setting("OLD_API_KEY", "clear-key-0815").secret("API_PASSWORD", "hunter2-hunter2")
+    });
+    scene.pass().expect_code(0);
+    assert!(!scene.cluster.deployment("alpha").to_string().contains("clear-key-0815"), "it is in the Secret");
+    let line = "clear-key-0815 and hunter2-hunter2 were refused";
+    let sent = || {
+        let pod = scene.cluster.running("alpha", 0, 60);
+        scene.cluster.set_log(&pod, false, &format!("{line}\n"));
+        scene.pass().expect_code(0);
+        logs(&scene, "alpha")
+    };
+    assert_eq!(sent(), ["[masked] and hunter2-hunter2 were refused"]);
+    // The last lines of before stand in the log still, or the connector prints the former value again.
+    scene.change("alpha", |connector| connector.configuration[0].value = Some("another-key-4711".to_owned()));
+    scene.pass().expect_code(0);
+    assert_eq!(sent(), [line]);
+}

@@ -80,6 +80,36 @@ fn the_chat_token_is_in_a_secret_which_is_written_only_when_it_changes() {
     assert!(secrets.iter().all(|secret| !lease.contains(secret.as_str())) && !lease.contains("chat-token"), "{lease}");
 }
 
+// Shows what README says under "Tokens": "which is written when the token or the name has changed", "one that somebody
+// deleted is written again with the next token only".
+#[test]
+fn another_name_for_the_secret_writes_it_and_a_deleted_one_waits_for_the_next_token() {
+    let scene = scene("chat-name");
+    let answer = |token: &str| {
+        scene.platform.edit(|state| {
+            state.xtm_one.chat_web_token = Some(token.to_owned());
+            state.xtm_one.send_chat_web_token = true;
+        });
+    };
+    let named = |name: &str| scene.cluster.secrets().into_iter().find(|secret| secret["metadata"]["name"] == name);
+    let another = || {
+        let program = |p| registering(&scene, p).var("XTM__CHAT_WEB_TOKEN_SECRET", "another-name");
+        scene.pass_with(program).expect_code(0).lane()["xtm_one"]["chat_web_token"].clone()
+    };
+    answer("chat-token-one");
+    assert_eq!(register(&scene, 0)["chat_web_token"], "written");
+    assert!(named("another-name").is_none());
+    assert_eq!((another(), another()), (json!("written"), json!("unchanged")));
+    assert_eq!(values(&named("another-name").expect("the Secret"))["chat_web_token"], "chat-token-one");
+    scene.cluster.delete(&format!("{}/another-name", scene.cluster.path("api/v1", "secrets")));
+    scene.cluster.tap.take_calls();
+    assert_eq!((another(), secret_writes(&scene)), (json!("unchanged"), 0));
+    assert!(named("another-name").is_none(), "nobody may see that it is gone");
+    answer("chat-token-two");
+    assert_eq!(another(), "written");
+    assert_eq!(values(&named("another-name").expect("the Secret"))["chat_web_token"], "chat-token-two");
+}
+
 // Shows what README says under "Tokens": "They are cleared when XTM One has acknowledged the keys.".
 #[test]
 fn the_lease_knows_whose_keys_never_arrived_and_forgets_it_when_they_have() {
