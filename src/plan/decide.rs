@@ -78,8 +78,7 @@ impl<'a> Decided<'a> {
             && matches!(workload.phase, Phase::Created | Phase::Exited);
         if let Some(reason) = refresh_reason.filter(|_| !is_kept) {
             let former_ran = refused.is_some_and(|refused| refused.former_ran);
-            let looping = assessment.is_some_and(|assessment| assessment.looping);
-            let fallback = self.fallback(connector, workload, looping, former, former_ran);
+            let fallback = self.fallback(connector, workload, former, former_ran);
             if fallback.is_some() {
                 self.remember_refusal(connector);
             }
@@ -167,12 +166,10 @@ impl<'a> Decided<'a> {
 
     /// The workload that runs again when the one that replaces `old` fails on probation, even when that is started only
     /// later, because the connector is to be stopped now. `former_ran` says that `old` ran before an attempt that failed.
-    /// One that is `looping` may be up at this moment, and does not work all the same.
     fn fallback(
         &self,
         connector: &Connector,
         old: &Workload,
-        looping: bool,
         former: Option<(&Workload, Verdict)>,
         former_ran: bool,
     ) -> Option<Former> {
@@ -183,7 +180,7 @@ impl<'a> Decided<'a> {
             return Some(Former { handle: former.handle.clone(), name: former.name.clone() });
         }
         let worked = match old.phase {
-            Phase::Running | Phase::Paused => !looping,
+            Phase::Running | Phase::Paused => true,
             Phase::Created | Phase::Exited => old.is_former() || former_ran,
             _ => false,
         };

@@ -5,38 +5,48 @@
 //! name server.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ureq::config::Config;
 use ureq::http::Uri;
-use ureq::http::uri::{Authority, Scheme};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
-/// How long an address is believed. After that, a server that has moved is found by the same pass as well.
+/// How long an address is believed at most.
 const BELIEVED: Duration = Duration::from_secs(5);
 
-/// The library's own resolver, whose answers are believed for a few seconds. Failures are not remembered.
-#[derive(Debug, Default)]
+/// The library's own resolver, whose answers are believed for a few seconds. Failures are not remembered. Its clones share
+/// what they know.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct BelievingResolver {
-    resolver: DefaultResolver,
-    /// When each server was asked for, and what the answer was.
-    answers: Mutex<HashMap<Server, (Instant, ResolvedSocketAddrs)>>,
+    /// By `host:port`: when the answer came, and what it was.
+    answers: Arc<Mutex<HashMap<String, (Instant, ResolvedSocketAddrs)>>>,
 }
 
-type Server = (Option<Scheme>, Option<Authority>);
+impl BelievingResolver {
+    /// Has each name looked up again, because a server that does not answer may have moved.
+    pub(crate) fn forget(&self) {
+        self.answers().clear();
+    }
+
+    fn answers(&self) -> MutexGuard<'_, HashMap<String, (Instant, ResolvedSocketAddrs)>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Resolver for BelievingResolver {
     fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let server = (uri.scheme().cloned(), uri.authority().cloned());
-        let answers = || self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, addresses)) = answers().get(&server).filter(|(asked, _)| asked.elapsed() < BELIEVED) {
-            return Ok(addresses.clone());
+        let server = uri.scheme().zip(uri.authority());
+        let server = server.and_then(|(scheme, authority)| DefaultResolver::host_and_port(scheme, authority));
+        let known = server.as_ref().and_then(|server| self.answers().get(server).cloned());
+        if let Some((_, addresses)) = known.filter(|(came, _)| came.elapsed() < BELIEVED) {
+            return Ok(addresses);
         }
-        let asked = Instant::now();
-        let addresses = self.resolver.resolve(uri, config, timeout)?;
-        answers().insert(server, (asked, addresses.clone()));
+        let addresses = DefaultResolver::default().resolve(uri, config, timeout)?;
+        if let Some(server) = server {
+            self.answers().insert(server, (Instant::now(), addresses.clone()));
+        }
         Ok(addresses)
     }
 }
@@ -44,49 +54,43 @@ impl Resolver for BelievingResolver {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
-    use std::time::Instant;
 
-    use ureq::config::Config;
-    use ureq::http::Uri;
-    use ureq::unversioned::resolver::Resolver as _;
-    use ureq::unversioned::transport::NextTimeout;
-
-    use super::{BELIEVED, BelievingResolver};
+    use super::*;
 
     /// A name that is too long for any name server to be asked for it.
     fn nowhere() -> String {
-        "x".repeat(64)
+        format!("{}:8443", "x".repeat(64))
     }
 
-    /// What a resolver says that got this address for a name that does not exist, at this time.
-    fn later(asked: Instant) -> Option<SocketAddr> {
-        let uri: Uri = format!("https://{}:8443/graphql", nowhere()).parse().unwrap();
-        let resolver = BelievingResolver::default();
-        let mut addresses = resolver.resolver.empty();
-        addresses.push("192.0.2.7:8443".parse().unwrap());
-        let server = (uri.scheme().cloned(), uri.authority().cloned());
-        resolver.answers.lock().unwrap().insert(server, (asked, addresses));
+    fn ask(resolver: &BelievingResolver, server: &str) -> Option<SocketAddr> {
+        let uri: Uri = format!("https://user:password@{server}/graphql").parse().unwrap();
         let resolved = resolver.resolve(&uri, &Config::default(), NextTimeout::default());
         resolved.ok().map(|addresses| addresses[0])
     }
 
     #[test]
-    fn an_address_is_asked_for_again_only_after_a_while() {
+    fn an_answer_is_believed_for_a_while_and_until_it_is_to_be_forgotten() {
+        let address = "192.0.2.7:8443".parse().unwrap();
         let now = Instant::now();
-        assert_eq!(later(now), Some("192.0.2.7:8443".parse().unwrap()));
-        assert_eq!(later(now.checked_sub(BELIEVED).unwrap()), None, "the name is looked up, and does not exist");
+        let after = |came: Instant| {
+            let resolver = BelievingResolver::default();
+            let mut addresses = resolver.empty();
+            addresses.push(address);
+            resolver.answers().insert(nowhere(), (came, addresses));
+            resolver
+        };
+        let resolver = after(now);
+        assert_eq!(ask(&resolver, &nowhere()), Some(address));
+        resolver.clone().forget();
+        assert_eq!(ask(&resolver, &nowhere()), None, "the name is looked up, and does not exist");
+        assert_eq!(ask(&after(now.checked_sub(BELIEVED).unwrap()), &nowhere()), None);
     }
 
     #[test]
-    fn what_was_found_is_remembered_and_what_was_not_found_is_not() {
+    fn what_was_found_is_remembered_without_a_login_and_what_was_not_found_is_not() {
         let resolver = BelievingResolver::default();
-        let ask = |url: &str| {
-            let uri: Uri = url.parse().unwrap();
-            resolver.resolve(&uri, &Config::default(), NextTimeout::default()).is_ok()
-        };
-        assert!(ask("http://127.0.0.1:1/") && ask("http://127.0.0.1:1/other"));
-        assert!(!ask(&format!("http://{}/", nowhere())));
-        let known: Vec<_> = resolver.answers.lock().unwrap().keys().cloned().collect();
-        assert_eq!(known.len(), 1, "{known:?}");
+        assert!(ask(&resolver, "127.0.0.1:1").is_some() && ask(&resolver, &nowhere()).is_none());
+        let known: Vec<_> = resolver.answers().keys().cloned().collect();
+        assert_eq!(known, ["127.0.0.1:1"]);
     }
 }

@@ -56,6 +56,7 @@ impl Endpoint {
 /// A client for one server. It sends each request once. The module `retry` repeats requests.
 pub(crate) struct Transport {
     agent: ureq::Agent,
+    resolver: BelievingResolver,
     url: String,
     authorization: Secret,
 }
@@ -178,9 +179,10 @@ impl Transport {
             .max_idle_connections(concurrency)
             .max_idle_connections_per_host(concurrency)
             .build();
-        let agent = ureq::Agent::with_parts(agent, DefaultConnector::default(), BelievingResolver::default());
+        let resolver = BelievingResolver::default();
+        let agent = ureq::Agent::with_parts(agent, DefaultConnector::default(), resolver.clone());
         let authorization = Secret::new(format!("Bearer {}", settings.token.expose()));
-        Self { agent, url: settings.url.clone(), authorization }
+        Self { agent, resolver, url: settings.url.clone(), authorization }
     }
 
     /// Sends a request once. Any status is an answer. It fails only when no answer comes.
@@ -191,7 +193,10 @@ impl Transport {
             Method::Put => with_body(self.dressed(self.agent.put(url), request), request.body),
             Method::Post => with_body(self.dressed(self.agent.post(url), request), request.body),
         };
-        let response = sent.map_err(|error| self.error(error, request.timeout, false))?;
+        let response = sent.map_err(|error| {
+            self.resolver.forget();
+            self.error(error, request.timeout, false)
+        })?;
         self.answer(response, request.timeout)
     }
 

@@ -32,7 +32,7 @@ mod tests {
         lines.iter().map(|line| line.len() + 1).sum()
     }
 
-    // Shows what README says under "What a pass does": "A delivery has at most 400 KiB, the newest lines.".
+    // Shows what README says under "What a pass does": "A delivery has at most 400 KiB of text, the newest lines.".
     #[test]
     fn a_delivery_has_the_newest_lines_that_fit_and_says_that_others_are_left_out() {
         for length in [1, 99, 4000, DELIVERY_MAX / 2, DELIVERY_MAX - 40] {

@@ -256,14 +256,14 @@ fn a_first_deploy_can_be_told_to_end_at_any_point() {
 
 #[test]
 fn a_first_deploy_survives_any_failing_request() {
-    first_deploy().refused_at_each_request(&[Fault::Drop, Fault::StatusAfter(500)]);
+    first_deploy().refused_at_each_request(&[Fault::DropWithRepeat, Fault::StatusAfter(500)]);
 }
 
 // Shows what README says under "What a pass does": "**On Docker a refresh never trades a working connector for a failed
 // one.**".
 #[test]
 fn a_refresh_survives_any_request_that_the_engine_does_not_do() {
-    refresh().refused_at_each_request(&[Fault::Drop, Fault::Status(500)]);
+    refresh().refused_at_each_request(&[Fault::DropWithRepeat, Fault::Status(500)]);
 }
 
 // Shows what README says under "What a pass does": "**On Docker a refresh never trades a working connector for a failed

@@ -135,17 +135,11 @@ fn the_lock_is_given_back_however_a_pass_fails() {
         move |scene: &Scene, _: &ApiTap| scene.platform.fault(PlatformFault::on(operation, kind.clone()))
     };
     let on_engine = |pattern: &'static str, fault: Fault| move |_: &Scene, tap: &ApiTap| tap.inject(pattern, 1, fault);
-    // A read that fails is made once more.
-    let lost_twice = |_: &Scene, tap: &ApiTap| {
-        for nth in [1, 2] {
-            tap.inject("GET /containers/json", nth, Fault::DropAfter);
-        }
-    };
     let cases: [(&str, Break<'_>, u8); 6] = [
         ("registration refused", &on_platform("updateConnectorManagerStatus", FaultKind::RefusedToken), exit::PLATFORM),
         ("list refused", &on_platform("connectorsForManagers", FaultKind::NullData), exit::PLATFORM),
         ("record not listed", &on_engine("GET /containers/json", Fault::Status(500)), exit::ORCHESTRATOR),
-        ("connection lost", &lost_twice, exit::ORCHESTRATOR),
+        ("connection lost", &on_engine("GET /containers/json", Fault::DropWithRepeat), exit::ORCHESTRATOR),
         ("told to end", &on_engine("GET /containers/json", Fault::SignalBefore(Signal::TERM)), exit::TERMINATED),
         ("interrupted", &on_engine("GET /containers/*/json", Fault::SignalAfter(Signal::INT)), exit::INTERRUPTED),
     ];

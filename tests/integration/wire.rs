@@ -163,7 +163,7 @@ fn reads_share_connections_and_whatever_changes_something_has_one_of_its_own() {
     assert!(for_reads.len() < reads.len(), "{} connections for {} reads", for_reads.len(), reads.len());
 }
 
-// Shows what README says under "xtm-reconcile": "Reads share connections to the engine, and one that fails is made once more".
+// Shows what README says under "xtm-reconcile": "one whose connection breaks before the answer is made once more".
 #[test]
 fn an_engine_that_closes_each_connection_after_its_answer_is_read_all_the_same() {
     let scene = Scene::new("closes");
@@ -176,4 +176,8 @@ fn an_engine_that_closes_each_connection_after_its_answer_is_read_all_the_same()
     tap.inject("GET /containers/*/json", 1, Fault::Drop);
     scene.tapped(&tap).run().expect_code(exit::OK.into());
     assert_eq!(tap.faults(), 1, "the read failed once");
+    let tap = ApiTap::new(scene.engine);
+    tap.inject("GET /containers/json", 1, Fault::DropWithRepeat);
+    scene.tapped(&tap).run().expect_code(exit::ORCHESTRATOR.into());
+    assert_eq!(tap.faults(), 2, "it was made once more, and no third time");
 }

@@ -190,7 +190,7 @@ fn planning_again_after_the_plan_changes_nothing() {
 
 /// Until a replacement has stayed up for the time of probation, what it replaced is there to go back to, if it worked.
 // Shows what README says under "What a pass does": "So the old one is kept, stopped, under a name that ends in
-// `.xtm-former`", "Nothing is kept of a connector that was down, restarting or in a reboot loop before.".
+// `.xtm-former`", "Nothing is kept of a connector that was down or restarting before.".
 #[test]
 fn what_worked_is_given_away_only_for_something_that_has_stayed_up() {
     check(CASES, case(), |case| {
@@ -202,8 +202,7 @@ fn what_worked_is_given_away_only_for_something_that_has_stayed_up() {
             match step {
                 Step::Refresh { old, fallback, start: true, .. } => {
                     let old = workload(&case, old).unwrap();
-                    let looping = plan.assessments.get(&entry.connector).is_some_and(|judged| judged.looping);
-                    let worked = old.phase == Phase::Running && old.change == Change::Replaced && !looping;
+                    let worked = old.phase == Phase::Running && old.change == Change::Replaced;
                     let kept = fallback.as_ref().is_some_and(|former| exists(&former.handle));
                     prop_assert!(!worked || kept || case.policy.probation.length_s == 0, "{entry:?}");
                     let ran_before = case
@@ -212,7 +211,7 @@ fn what_worked_is_given_away_only_for_something_that_has_stayed_up() {
                         .get(&entry.connector)
                         .is_some_and(|memory| memory.refused.as_ref().is_some_and(|refused| refused.former_ran));
                     let may_have_worked = match old.phase {
-                        Phase::Running | Phase::Paused => !looping,
+                        Phase::Running | Phase::Paused => true,
                         Phase::Created | Phase::Exited => old.is_former() || ran_before,
                         _ => false,
                     };

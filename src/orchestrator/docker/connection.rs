@@ -30,7 +30,7 @@ use crate::orchestrator::OrchestratorError;
 
 /// Longest wait for the engine's first answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a connection without a request is kept. Whatever stands before an engine closes them later than that.
+/// How long a connection without a request is kept. It is short, so that what stands before an engine rarely closes one first.
 const KEPT_IDLE: Duration = Duration::from_secs(1);
 /// The oldest version that has everything that is used here. Docker 20.10 speaks it.
 const OLDEST: ApiVersion = ApiVersion { major: 1, minor: 41 };
@@ -129,7 +129,9 @@ fn client(endpoint: &Endpoint) -> Result<Engine, OrchestratorError> {
     let unusable = |why: String, cure| OrchestratorError::Unreachable { place: place(endpoint), why, cure };
     let made = match endpoint {
         Endpoint::Unix(path) if !Path::new(path).exists() => Err(EngineError::SocketNotFoundError(path.clone())),
-        Endpoint::Unix(path) => over(UnixConnector, &Uri::from(hyperlocal::Uri::new(path, "")).to_string()),
+        Endpoint::Unix(path) => {
+            over(UnixConnector, Uri::from(hyperlocal::Uri::new(path, "")).to_string().trim_end_matches('/'))
+        }
         Endpoint::Tcp(address, None) => over(HttpConnector::new(), &format!("http://{address}")),
         Endpoint::Tcp(address, Some(files)) => {
             let tls = tls(files).map_err(|why| unusable(why, CERTIFICATES))?;
@@ -143,8 +145,8 @@ fn client(endpoint: &Endpoint) -> Result<Engine, OrchestratorError> {
 /// Sends requests over this connector.
 ///
 /// Reads share connections that are kept from one to the next, because making a connection costs this program and the engine
-/// about a tenth of what a read costs. A read that fails may have met a connection that was being closed, so it is made once
-/// more. Whatever changes something has a connection of its own, because nobody would know whether it was carried out.
+/// about a tenth of what a read costs. A read whose connection breaks before the answer may have met one that was being closed,
+/// so it is made once more. Whatever changes something has a connection of its own, because nobody would know whether it was carried out.
 fn over<C>(connector: C, base: &str) -> Result<Engine, EngineError>
 where
     C: Connect + Clone + Send + Sync + 'static,
@@ -221,7 +223,7 @@ mod tests {
     fn a_path_gets_the_version_whether_the_library_gave_it_one_or_not() {
         let version = Some(ApiVersion { major: 1, minor: 41 });
         for (given, versioned, bare) in [
-            ("unix://2f72/info?a=%7B", "unix://2f72/v1.41/info?a=%7B", "unix://2f72/info?a=%7B"),
+            ("unix://2f72:0/info?a=%7B", "unix://2f72:0/v1.41/info?a=%7B", "unix://2f72:0/info?a=%7B"),
             ("http://h:1/v1.53/info?a=b", "http://h:1/v1.41/info?a=b", "http://h:1/info?a=b"),
             ("https://[::1]:2/version", "https://[::1]:2/v1.41/version", "https://[::1]:2/version"),
             ("http://h/volumes/v1.2/x", "http://h/v1.41/volumes/v1.2/x", "http://h/volumes/v1.2/x"),

@@ -423,7 +423,7 @@ fn a_pass_that_was_killed_after_a_delivery_and_before_its_note_delivers_those_li
     }
 }
 
-// Shows what README says under "What a pass does": "A delivery has at most 400 KiB, the newest lines.".
+// Shows what README says under "What a pass does": "A delivery has at most 400 KiB of text, the newest lines.".
 #[test]
 fn more_than_fits_into_one_delivery_is_cut_to_the_newest_lines_and_says_so() {
     let scene = Aev::new("log-large");

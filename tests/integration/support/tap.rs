@@ -101,6 +101,8 @@ pub(crate) enum Fault {
     StatusAfter(u16),
     /// The engine never hears of the request; the connection is closed.
     Drop,
+    /// The same, and once more when the request is a read, because the program makes it again.
+    DropWithRepeat,
     /// The engine did it; the connection is closed without an answer.
     DropAfter,
     /// This request and all that come later get no answer, and the engine never hears of them.
@@ -330,6 +332,9 @@ fn note(state: &Mutex<State>, request: &Request) -> Option<Action> {
         }
     }
     let mut action = due.map(|index| state.rules.remove(index).action);
+    if matches!(action, Some(Action::Fault(Fault::DropWithRepeat))) && !request.is_write() {
+        state.rules.push(Rule { pattern: request.to_string(), skip: 0, action: Action::Fault(Fault::Drop) });
+    }
     state.hangs |= matches!(action, Some(Action::Fault(Fault::HangFromHere)));
     if state.hangs {
         action = Some(Action::Fault(Fault::HangFromHere));
@@ -396,7 +401,7 @@ impl<'a> Connection<'a> {
                 process::kill_and_wait(request.pid);
                 return Ok(false);
             }
-            Some(Fault::Drop) => return Ok(false),
+            Some(Fault::Drop | Fault::DropWithRepeat) => return Ok(false),
             Some(fault @ (Fault::HangFromHere | Fault::HangInBody)) => {
                 if matches!(fault, Fault::HangInBody) {
                     let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n[";
