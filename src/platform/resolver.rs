@@ -30,7 +30,7 @@ impl BelievingResolver {
         self.answers().clear();
     }
 
-    fn answers(&self) -> MutexGuard<'_, HashMap<String, (Instant, ResolvedSocketAddrs)>> {
+    pub(super) fn answers(&self) -> MutexGuard<'_, HashMap<String, (Instant, ResolvedSocketAddrs)>> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -332,7 +332,29 @@ fn proxy(settings: &Endpoint) -> Option<ureq::Proxy> {
 mod tests {
     use std::time::Duration;
 
-    use super::wait;
+    use super::{Endpoint, Method, Request, Transport, TransportError, wait};
+    use crate::secret::Secret;
+
+    #[test]
+    fn a_server_that_does_not_answer_is_looked_up_again() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let endpoint = Endpoint {
+            url: format!("http://{closed}"),
+            token: Secret::new("token".to_owned()),
+            insecure: false,
+            ca: vec![],
+            proxy_ca: None,
+            proxy: None,
+            no_proxy: vec![],
+            connect_timeout: Duration::from_secs(5),
+        };
+        let transport = Transport::new(&endpoint, 1);
+        let timeout = Duration::from_secs(5);
+        let request = Request { method: Method::Get, path: "/", body: None, authorized: false, accept: "*/*", timeout };
+        let result = transport.send(&request);
+        assert!(matches!(result, Err(TransportError::Unreachable { .. })), "{result:?}");
+        assert!(transport.resolver.answers().is_empty());
+    }
 
     #[test]
     fn a_server_asks_for_a_wait_in_seconds_or_until_a_date() {
