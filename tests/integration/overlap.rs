@@ -70,9 +70,12 @@ fn passes_that_begin_together_never_work_together() {
         // An expired lock on top: several see it, one takes it over.
         put_lock(&scene, &lock_of(&json!({"pass": "p", "host": "elsewhere", "pid": 1}), "2026-01-02T04:00:00Z"));
         let passes: Vec<_> = (0..3).map(|_| scene.program().args(["run", "--output", "json"]).spawn()).collect();
-        let codes: Vec<_> = passes.into_iter().map(|pass| pass.wait().code.unwrap_or(-1)).collect();
+        let ended: Vec<_> = passes.into_iter().map(|pass| pass.wait()).collect();
+        let codes: Vec<_> = ended.iter().map(|outcome| outcome.code.unwrap_or(-1)).collect();
         let known = [exit::OK, exit::LOCKED].map(i32::from);
-        assert!(codes.iter().all(|code| known.contains(code)) && codes.contains(&exit::OK.into()), "{codes:?}");
+        let said: Vec<_> = ended.iter().map(|outcome| complaints(&outcome.lane())).collect();
+        assert!(codes.iter().all(|code| known.contains(code)), "{codes:?}: {said:#?}");
+        assert!(codes.contains(&exit::OK.into()), "{codes:?}: {said:#?}");
         scene.is_settled(&["id-a"]);
         scene.pass_is_quiet();
     }

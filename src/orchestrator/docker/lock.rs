@@ -307,6 +307,17 @@ impl Docker {
         Ok(expiry(lock, sign.map(|(_, at)| at), ttl) <= now)
     }
 
+    /// Whether this container is gone within a second.
+    async fn goes_away(&self, id: &str) -> bool {
+        for _ in 0..20 {
+            match self.engine.inspect_container(id, None::<InspectContainerOptions>).await {
+                Err(error) if status(&error) == Some(404) => return true,
+                _ => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+        false
+    }
+
     /// Takes an abandoned lock away. False when its holder turns out to be alive.
     async fn take_away(&self, lock: &Found, name: &str, ttl: Duration) -> Result<bool, OrchestratorError> {
         const WHAT: &str = "taking over the lock";
@@ -315,7 +326,10 @@ impl Docker {
             self.engine.rename_container(&lock.id, options)
         };
         let void = format!("{name}-void-{:08x}", fastrand::u32(..));
-        rename(void).await.or_else(gone).map_err(self.refused(WHAT))?;
+        if let Err(error) = rename(void).await.or_else(gone) {
+            // While another pass removes the lock, engines refuse to rename or to remove it in various words.
+            return if self.goes_away(&lock.id).await { Ok(true) } else { Err(self.refused(WHAT)(error)) };
+        }
         if !self.is_void(lock, ttl).await? {
             return match rename(name.to_owned()).await.or_else(gone) {
                 // A third pass took the name meanwhile. It finds the other lock, and gives its own back.
@@ -324,7 +338,11 @@ impl Docker {
             };
         }
         for id in self.signs_of(lock).await?.into_iter().map(|(id, _)| id).chain([lock.id.clone()]) {
-            self.remove(&id).await.map_err(self.refused(WHAT))?;
+            if let Err(error) = self.remove(&id).await
+                && !self.goes_away(&id).await
+            {
+                return Err(self.refused(WHAT)(error));
+            }
         }
         Ok(true)
     }
