@@ -144,9 +144,9 @@ fn client(endpoint: &Endpoint) -> Result<Engine, OrchestratorError> {
 
 /// Sends requests over this connector.
 ///
-/// Reads share connections that are kept from one to the next, because making a connection costs this program and the engine
-/// about a tenth of what a read costs. A read whose connection breaks before the answer may have met one that was being closed,
-/// so it is made once more. Whatever changes something has a connection of its own, because nobody would know whether it was carried out.
+/// Reads share connections that are kept from one to the next, because a pass makes hundreds of them. A read whose connection
+/// breaks before the answer may have met one that was being closed, so it is made once more. Whatever changes something has a
+/// connection of its own, because nobody would know whether it was carried out.
 fn over<C>(connector: C, base: &str) -> Result<Engine, EngineError>
 where
     C: Connect + Clone + Send + Sync + 'static,
